@@ -1,0 +1,151 @@
+// The hand-off contract: how a connection gets from the process that accepted it to a worker.
+//
+// A method is a pair of a sink (acceptor) and a source (worker). Adding one costs one file that
+// implements HandoffMethod and one line in registry.cpp.
+//
+// Who owns the descriptor. The acceptor owns what it accepted and *lends* it to the sink. The
+// worker owns what its source returns. The acceptor closes its copy only when the worker's
+// `received` counter (shared memory, one writer) has passed the connection: until then the
+// connection survives the worker's death.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "ipc/method_options.hpp"
+#include "ipc/owned_fd.hpp"
+#include "ipc/socket.hpp"
+
+namespace c10k {
+
+/// What travels beside a descriptor.
+struct ConnectionTag {
+  std::uint64_t id = 0;          ///< Unique within a run of the server.
+  std::int64_t accepted_ns = 0;  ///< monotonic_ns() when it was accepted.
+  std::uint32_t attempt = 0;     ///< 0 the first time; counts up when it is handed over again.
+  std::uint32_t reserved = 0;    ///< Keeps the frame free of padding.
+};
+
+/// A connection on its way out; the descriptor stays the caller's.
+struct Handover {
+  int fd = -1;
+  ConnectionTag tag;
+};
+
+/// A connection that has arrived; the receiver owns it. Non-blocking and close-on-exec.
+struct Received {
+  OwnedFd fd;
+  ConnectionTag tag;
+};
+
+enum class Channel : std::uint8_t {
+  more,         ///< Works; call again.
+  would_block,  ///< Full (sink) or empty (source): wait on the descriptor, then call again.
+  starved,      ///< This process or the kernel lacks a resource: pause, then call again.
+  closed,       ///< The other side is gone.
+};
+
+struct SendResult {
+  std::size_t taken = 0;  ///< The first `taken` of the batch are on their way; the rest are not.
+  Channel state = Channel::more;
+};
+
+/// What one call of receive() did. A connection counts exactly once among the first three.
+struct ReceiveResult {
+  std::size_t received = 0;  ///< The first `received` of the batch are filled in.
+  std::size_t refused = 0;   ///< Arrived as a message, but this process had no descriptor free: the
+                             ///< acceptor still has its copy and hands it to somebody else.
+  std::size_t shed = 0;      ///< Accepted here and closed at once for lack of a descriptor.
+  int error = 0;             ///< An errno worth counting; the state says whether to go on.
+  Channel state = Channel::more;
+};
+
+/// The acceptor's end.
+class ConnectionSink {
+ public:
+  virtual ~ConnectionSink() = default;
+  /// Hands over a prefix of `batch`. Never blocks and never drops: what is not taken stays with
+  /// the caller. Throws SystemError for what no retry can mend.
+  virtual SendResult send(std::span<const Handover> batch) = 0;
+  /// Becomes writable when a full channel has room again; -1 when only time can tell.
+  [[nodiscard]] virtual int writable_fd() const = 0;
+};
+
+/// Slots that receive() needs: the most that one message brings (SCM_RIGHTS: 253), rounded up.
+inline constexpr std::size_t receive_room = 256;
+
+/// The worker's end.
+class ConnectionSource {
+ public:
+  virtual ~ConnectionSource() = default;
+  /// Readable as long as receive() has something to do (wait for it level-triggered).
+  [[nodiscard]] virtual int fd() const = 0;
+  /// Fills a prefix of `batch`, which has `receive_room` empty slots: what one message brought, or
+  /// one drain of a listener. Connections come in the order in which the sink took them. Throws
+  /// when the other side breaks the protocol.
+  virtual ReceiveResult receive(std::span<Received> batch) = 0;
+  /// True when several workers wait on the same open file and only one should wake up.
+  [[nodiscard]] virtual bool exclusive_wake_up() const { return false; }
+};
+
+/// What a method gets to open a link with.
+struct LinkRequest {
+  std::size_t worker = 0;           ///< The worker's slot; a replaced worker has the same.
+  int listener = -1;                ///< The server's listener; lent.
+  ListenOptions listen_options;     ///< How it was opened.
+  bool accept_drain = true;         ///< Accept until the queue is empty, or one a wake-up.
+  bool exclusive_possible = false;  ///< The worker's loop can wait with EPOLLEXCLUSIVE.
+};
+
+/// One worker's way in, made before the fork. Afterwards the acceptor calls acceptor_end() and the
+/// worker calls worker_end(), each at most once. Destroying it gives up what has not been taken.
+class Link {
+ public:
+  virtual ~Link() = default;
+  /// The acceptor's end; closes the worker's. Null when the kernel hands over.
+  virtual std::unique_ptr<ConnectionSink> acceptor_end() = 0;
+  virtual std::unique_ptr<ConnectionSource> worker_end() = 0;
+  /// The descriptors that the worker needs; the fork closes all others.
+  [[nodiscard]] virtual std::vector<int> worker_descriptors() const = 0;
+};
+
+/// Whether a method works here; found by trying it, never by reading a version.
+struct Support {
+  bool available = true;
+  std::string reason;  ///< When not available: the call, its errno and what would help.
+};
+
+class HandoffMethod {
+ public:
+  virtual ~HandoffMethod() = default;
+  [[nodiscard]] virtual Support probe() = 0;
+  virtual std::unique_ptr<Link> open(const LinkRequest& request) = 0;
+};
+
+/// What is known about a method before it runs.
+struct MethodFacts {
+  std::string_view name;
+  std::string_view summary;
+  std::string_view options;      ///< "batch=1..253 (64)": key=allowed (default), or "".
+  std::string_view kernel;       ///< The first kernel that has what it needs.
+  std::string_view privilege;    ///< "none" or what it needs.
+  std::string_view syscalls;     ///< System calls per connection: acceptor, worker.
+  std::string_view isolation;    ///< Who can harm whom.
+  std::string_view after_death;  ///< What a worker's death leaves behind.
+  bool kernel_dispatches = false;    ///< Without a sink: the workers accept for themselves.
+  bool listener_per_worker = false;  ///< Each worker has its own listener (SO_REUSEPORT).
+};
+
+/// A line of the registry: the facts, and how to make the method from `name:key=value,...`.
+struct MethodEntry {
+  MethodFacts facts;
+  /// Throws UsageError for a value that is not allowed.
+  std::unique_ptr<HandoffMethod> (*make)(MethodOptions& options);
+};
+
+}  // namespace c10k

@@ -1,0 +1,135 @@
+#include "ipc/listener_source.hpp"
+
+#include <fcntl.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "ipc/syscall.hpp"
+
+namespace c10k {
+namespace {
+
+enum class AcceptError { empty, next, no_descriptor, no_memory, fatal };
+
+/// What each errno of accept(2) means to us. Linux also reports errors that were pending on the new
+/// connection: it is gone, and the next one may be well.
+AcceptError sort_accept_error(int error) {
+  switch (error) {
+    case EAGAIN:
+      return AcceptError::empty;
+    case ECONNABORTED:
+    case EHOSTDOWN:
+    case EHOSTUNREACH:
+    case ENETDOWN:
+    case ENETUNREACH:
+    case ENONET:
+    case ENOPROTOOPT:
+    case EOPNOTSUPP:
+    case EPERM:  // a firewall's rule
+    case EPROTO:
+    case ETIMEDOUT:
+      return AcceptError::next;
+    case EMFILE:
+    case ENFILE:
+      return AcceptError::no_descriptor;
+    case ENOBUFS:
+    case ENOMEM:
+    case ENOSR:
+      return AcceptError::no_memory;
+    default:  // EBADF, EFAULT, EINVAL, ENOTSOCK: not a listener (any more)
+      return AcceptError::fatal;
+  }
+}
+
+OwnedFd open_reserve() { return OwnedFd(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
+
+int accept_one(int listener) {
+  return retry_eintr([&] { return ::accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC); });
+}
+
+}  // namespace
+
+AcceptQueueReader::AcceptQueueReader(int listener, bool drain, std::uint64_t first_id)
+    : listener_(listener), drain_(drain), next_id_(first_id), reserve_(open_reserve()) {}
+
+ReceiveResult AcceptQueueReader::accept(std::span<Received> batch) {
+  const std::int64_t now = monotonic_ns();
+  const std::size_t room = drain_ ? batch.size() : std::min<std::size_t>(1, batch.size());
+  ReceiveResult result;
+  while (result.received < room) {
+    const int fd = accept_one(listener_);
+    if (fd >= 0) {
+      batch[result.received++] = {OwnedFd(fd), {.id = next_id_++, .accepted_ns = now}};
+      continue;
+    }
+    switch (sort_accept_error(errno)) {
+      case AcceptError::empty:
+        result.state = Channel::would_block;
+        return result;
+      case AcceptError::next:
+        result.error = errno;
+        return result;
+      case AcceptError::no_descriptor: {
+        if (result.received > 0) return result;  // serve these first; that may free some
+        return shed_one();
+      }
+      case AcceptError::no_memory:
+        result.error = errno;
+        result.state = Channel::starved;
+        return result;
+      case AcceptError::fatal:
+        throw_system_error(errno, "accept4 on listener {}", listener_);
+    }
+  }
+  return result;
+}
+
+ReceiveResult AcceptQueueReader::shed_one() {
+  ReceiveResult result{.error = errno, .state = Channel::starved};
+  if (!reserve_) reserve_ = open_reserve();
+  if (!reserve_) return result;
+  reserve_.reset();
+  const OwnedFd victim(accept_one(listener_));
+  if (victim) {
+    result.shed = 1;
+    result.state = Channel::more;
+  } else if (errno == EAGAIN) {
+    // Nothing waits: the limit was met for its own sake, and there is nobody to refuse.
+    result.error = 0;
+    result.state = Channel::would_block;
+  }
+  return result;
+}
+
+namespace {
+
+class ListenerLink : public Link {
+ public:
+  ListenerLink(OwnedFd listener, const LinkRequest& request, bool exclusive)
+      : listener_(std::move(listener)), request_(request), exclusive_(exclusive) {}
+
+  std::unique_ptr<ConnectionSink> acceptor_end() override {
+    listener_.reset();
+    return nullptr;
+  }
+  std::unique_ptr<ConnectionSource> worker_end() override {
+    return std::make_unique<ListenerSource>(std::move(listener_), request_.accept_drain,
+                                            first_id_of_worker(request_.worker), exclusive_);
+  }
+  [[nodiscard]] std::vector<int> worker_descriptors() const override { return {listener_.get()}; }
+
+ private:
+  OwnedFd listener_;
+  LinkRequest request_;
+  bool exclusive_;
+};
+
+}  // namespace
+
+std::unique_ptr<Link> open_listener_link(OwnedFd listener, const LinkRequest& request, bool exclusive) {
+  return std::make_unique<ListenerLink>(std::move(listener), request, exclusive);
+}
+
+}  // namespace c10k

@@ -1,0 +1,62 @@
+// A listener as a source of connections: what every process does that accepts for itself.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+
+#include "ipc/handoff.hpp"
+
+namespace c10k {
+
+/// accept4 with its errors sorted. Holds one descriptor in reserve so that a process at its limit can
+/// still take a connection and close it visibly, rather than spin on EMFILE or leave it hanging.
+class AcceptQueueReader {
+ public:
+  /// Borrows `listener` (non-blocking). Ids count up from `first_id`. Takes all that waits, as far as
+  /// the batch has room, or one a call.
+  AcceptQueueReader(int listener, bool drain, std::uint64_t first_id);
+
+  /// The connections accepted, non-blocking and close-on-exec; the state is would_block once the
+  /// queue is empty, starved when the kernel lacks memory. Returns at the first error worth counting.
+  /// Throws SystemError for EBADF, EINVAL and the like: the listener itself is of no use any more.
+  ReceiveResult accept(std::span<Received> batch);
+
+  [[nodiscard]] int listener() const { return listener_; }
+
+ private:
+  /// Accepts one connection with the reserve's number and closes it.
+  ReceiveResult shed_one();
+
+  int listener_;
+  bool drain_;
+  std::uint64_t next_id_;
+  OwnedFd reserve_;
+};
+
+/// The same as a worker's source.
+class ListenerSource : public ConnectionSource {
+ public:
+  ListenerSource(OwnedFd listener, bool drain, std::uint64_t first_id, bool exclusive)
+      : listener_(std::move(listener)), reader_(listener_.get(), drain, first_id), exclusive_(exclusive) {}
+
+  [[nodiscard]] int fd() const override { return listener_.get(); }
+  ReceiveResult receive(std::span<Received> batch) override { return reader_.accept(batch); }
+  [[nodiscard]] bool exclusive_wake_up() const override { return exclusive_; }
+
+ private:
+  OwnedFd listener_;
+  AcceptQueueReader reader_;
+  bool exclusive_;
+};
+
+/// The link of a method whose workers accept for themselves: no sink, and `listener` as the source.
+[[nodiscard]] std::unique_ptr<Link> open_listener_link(OwnedFd listener, const LinkRequest& request,
+                                                       bool exclusive);
+
+/// Ids of the connections that a worker accepts for itself: the slot above 48 bits of count.
+[[nodiscard]] constexpr std::uint64_t first_id_of_worker(std::size_t worker) {
+  return (std::uint64_t{worker} + 1) << 48;
+}
+
+}  // namespace c10k

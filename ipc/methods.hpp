@@ -1,0 +1,15 @@
+// One line a method: its entry for the registry, defined in the file of that name.
+#pragma once
+
+#include "ipc/handoff.hpp"
+
+namespace c10k {
+
+MethodEntry scm_stream();
+MethodEntry scm_seqpacket();
+MethodEntry scm_dgram();
+MethodEntry queue_python3();
+MethodEntry reuseport();
+MethodEntry inherited_listener();
+
+}  // namespace c10k

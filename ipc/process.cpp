@@ -1,0 +1,133 @@
+#include "ipc/process.hpp"
+
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+#include "ipc/syscall.hpp"
+
+namespace c10k {
+
+bool ChildExit::clean() const { return WIFEXITED(status) && WEXITSTATUS(status) == 0; }
+
+std::string ChildExit::text() const {
+  if (WIFSIGNALED(status)) {
+    return fmt::format("killed by signal {} ({})", WTERMSIG(status), ::strsignal(WTERMSIG(status)));
+  }
+  return fmt::format("exit code {}", WEXITSTATUS(status));
+}
+
+ChildProcess::ChildProcess(ChildProcess&& other) noexcept
+    : pid_(std::exchange(other.pid_, 0)), pidfd_(std::move(other.pidfd_)) {}
+
+ChildProcess& ChildProcess::operator=(ChildProcess&& other) noexcept {
+  if (this != &other) {
+    kill_and_reap();
+    pid_ = std::exchange(other.pid_, 0);
+    pidfd_ = std::move(other.pidfd_);
+  }
+  return *this;
+}
+
+ChildProcess::~ChildProcess() { kill_and_reap(); }
+
+void ChildProcess::kill_and_reap() noexcept {
+  if (!running()) return;
+  signal(SIGKILL);
+  siginfo_t ignored;
+  (void)retry_eintr([&] { return ::waitid(P_PID, static_cast<id_t>(pid_), &ignored, WEXITED); });
+  pid_ = 0;
+}
+
+namespace {
+
+[[noreturn]] void run_child(const std::function<int()>& body, std::span<const int> keep,
+                            int parent_death_signal, pid_t parent) {
+  int code = 1;
+  try {
+    if (parent_death_signal != 0) {
+      checked([&] { return ::prctl(PR_SET_PDEATHSIG, parent_death_signal); }, "prctl PR_SET_PDEATHSIG");
+      // The parent may have died before the request was in place; then no signal would come.
+      if (::getppid() != parent) ::_exit(1);
+    }
+    close_other_descriptors(keep);
+    code = body();
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "process {}: {}\n", ::getpid(), error.what());
+  }
+  std::fflush(stdout);
+  std::fflush(stderr);
+  ::_exit(code);
+}
+
+}  // namespace
+
+ChildProcess ChildProcess::fork(const std::function<int()>& body, std::span<const int> keep,
+                                int parent_death_signal) {
+  // What stands in stdio's buffers would otherwise be written twice.
+  std::fflush(stdout);
+  std::fflush(stderr);
+  const pid_t parent = ::getpid();
+  const pid_t pid = checked([] { return ::fork(); }, "fork (limits: RLIMIT_NPROC, kernel.pid_max, pids cgroup)");
+  if (pid == 0) run_child(body, keep, parent_death_signal, parent);
+  ChildProcess child(pid, OwnedFd());
+  // Not reaped yet, so the number cannot have been reused.
+  child.pidfd_ = OwnedFd(static_cast<int>(
+      checked([&] { return ::syscall(SYS_pidfd_open, pid, 0); }, "pidfd_open {}", pid)));
+  return child;
+}
+
+void ChildProcess::signal(int number) const noexcept {
+  if (!running()) return;
+  if (pidfd_) {
+    ::syscall(SYS_pidfd_send_signal, pidfd_.get(), number, nullptr, 0);
+  } else {
+    ::kill(pid_, number);
+  }
+}
+
+std::optional<ChildExit> ChildProcess::reap(int flags) {
+  ChildExit exit;
+  const pid_t reaped = checked([&] { return ::wait4(pid_, &exit.status, flags, &exit.usage); }, "wait4 {}", pid_);
+  if (reaped == 0) return std::nullopt;
+  pid_ = 0;
+  pidfd_.reset();
+  return exit;
+}
+
+std::optional<ChildExit> ChildProcess::try_wait() { return reap(WNOHANG); }
+
+ChildExit ChildProcess::wait() { return *reap(0); }
+
+void close_other_descriptors(std::span<const int> keep) {
+  std::vector<int> kept(keep.begin(), keep.end());
+  std::sort(kept.begin(), kept.end());
+  unsigned first = 3;
+  const auto close_up_to = [&](unsigned last) {
+    if (first > last) return;
+    checked([&] { return ::syscall(SYS_close_range, first, last, 0); }, "close_range {} {}", first, last);
+  };
+  for (const int fd : kept) {
+    if (fd < 3) continue;
+    const auto number = static_cast<unsigned>(fd);
+    if (number > first) close_up_to(number - 1);
+    first = std::max(first, number + 1);
+  }
+  close_up_to(~0U);
+}
+
+std::size_t raise_descriptor_limit() {
+  rlimit limit{};
+  checked([&] { return ::getrlimit(RLIMIT_NOFILE, &limit); }, "getrlimit RLIMIT_NOFILE");
+  limit.rlim_cur = limit.rlim_max;
+  checked([&] { return ::setrlimit(RLIMIT_NOFILE, &limit); }, "setrlimit RLIMIT_NOFILE {}", limit.rlim_max);
+  return static_cast<std::size_t>(limit.rlim_cur);
+}
+
+}  // namespace c10k

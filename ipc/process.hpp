@@ -1,0 +1,73 @@
+// Child processes: forked, known by a pidfd, holding only the descriptors they were given.
+#pragma once
+
+#include <sys/resource.h>
+#include <sys/types.h>
+
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "ipc/owned_fd.hpp"
+
+namespace c10k {
+
+/// How a child ended, and what it used up (wait4(2)).
+struct ChildExit {
+  int status = 0;  ///< As waitpid(2) gives it.
+  rusage usage{};
+
+  [[nodiscard]] bool clean() const;
+  /// "exit code 3" or "killed by signal 9 (Killed)".
+  [[nodiscard]] std::string text() const;
+};
+
+/// A forked child. Destroying it while the child still runs kills and reaps it, so that no process
+/// is ever left behind by an exception.
+class ChildProcess {
+ public:
+  ChildProcess() = default;
+  ChildProcess(ChildProcess&& other) noexcept;
+  ChildProcess& operator=(ChildProcess&& other) noexcept;
+  ChildProcess(const ChildProcess&) = delete;
+  ChildProcess& operator=(const ChildProcess&) = delete;
+  ~ChildProcess();
+
+  /// Forks. The child keeps descriptors 0 to 2 and those in `keep`, closes every other one, runs
+  /// `body`, and leaves by _exit with what it returned: no destructor, no atexit handler and no
+  /// buffer of the parent runs in it. An exception in `body` is printed as one line and gives exit
+  /// code 1. When the forking thread dies, the kernel sends `parent_death_signal` to the child
+  /// (0: none; prctl(2), PR_SET_PDEATHSIG).
+  /// Throws SystemError when the kernel refuses the process (EAGAIN: RLIMIT_NPROC or pids cgroup).
+  static ChildProcess fork(const std::function<int()>& body, std::span<const int> keep,
+                           int parent_death_signal);
+
+  [[nodiscard]] pid_t pid() const { return pid_; }
+  /// Readable once the child has ended. Owned here; -1 when there is no child.
+  [[nodiscard]] int pidfd() const { return pidfd_.get(); }
+  [[nodiscard]] bool running() const { return pid_ > 0; }
+
+  /// Sends a signal through the pidfd, so never to a process that only reuses the number.
+  void signal(int number) const noexcept;
+  /// Reaps the child if it has ended; does not wait.
+  std::optional<ChildExit> try_wait();
+  /// Waits for the child's end and reaps it.
+  ChildExit wait();
+
+ private:
+  ChildProcess(pid_t pid, OwnedFd pidfd) : pid_(pid), pidfd_(std::move(pidfd)) {}
+  std::optional<ChildExit> reap(int flags);
+  void kill_and_reap() noexcept;
+
+  pid_t pid_ = 0;
+  OwnedFd pidfd_;
+};
+
+/// Closes every descriptor from 3 up but those in `keep` (close_range(2)).
+void close_other_descriptors(std::span<const int> keep);
+
+/// Raises the soft RLIMIT_NOFILE to the hard limit and returns it.
+std::size_t raise_descriptor_limit();
+
+}  // namespace c10k

@@ -1,0 +1,50 @@
+// SCM_RIGHTS over an unnamed AF_UNIX pair: the message, and the link that the three scm methods share.
+//
+// A message is a fixed frame and one control message with exactly as many descriptors as the frame
+// has tags. What arrives is treated as hostile (see receive_frame).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "ipc/handoff.hpp"
+
+namespace c10k {
+
+/// The most descriptors that one message can carry (SCM_MAX_FD, include/net/scm.h; 254 is EINVAL).
+inline constexpr std::size_t scm_max_descriptors = 253;
+
+/// What travels as data in one message: magic, count, and a tag per descriptor.
+struct ScmFrame {
+  static constexpr std::uint32_t expected_magic = 0x6b303163;  // "c10k"
+  std::uint32_t magic = expected_magic;
+  std::uint32_t count = 0;
+  ConnectionTag tags[scm_max_descriptors];
+
+  [[nodiscard]] static constexpr std::size_t bytes(std::size_t count) {
+    return offsetof(ScmFrame, tags) + count * sizeof(ConnectionTag);
+  }
+};
+
+/// Sends one message with all of `batch` (1 to 253). Returns more, would_block, starved
+/// (ETOOMANYREFS: too many descriptors in flight for this user; ENOBUFS) or closed.
+[[nodiscard]] Channel send_frame(int socket, std::span<const Handover> batch);
+
+/// Receives at most one message into a prefix of `batch`, which has `receive_room`.
+/// Close-on-exec is set atomically. Every control message is walked; whatever does not fit the frame
+/// (surplus, shortage, foreign kinds, a wrong length or magic) is closed, and throws
+/// std::runtime_error: the peer is not the acceptor, or is broken. A message truncated because this
+/// process has no descriptor free keeps nothing and returns `refused`.
+[[nodiscard]] ReceiveResult receive_frame(int socket, std::span<Received> batch, bool datagram);
+
+/// The link of a socket type; `batch` bounds the descriptors in a message.
+[[nodiscard]] std::unique_ptr<Link> open_scm_link(int socket_type, std::size_t batch);
+
+/// Tries to pass a descriptor over a pair of the type.
+[[nodiscard]] Support probe_scm(int socket_type);
+
+/// A method that opens links of the type, with the option `batch`.
+[[nodiscard]] std::unique_ptr<HandoffMethod> make_scm_method(int socket_type, MethodOptions& options);
+
+}  // namespace c10k

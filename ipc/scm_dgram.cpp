@@ -1,0 +1,30 @@
+// scm-dgram: SCM_RIGHTS over an unnamed AF_UNIX SOCK_DGRAM pair per worker.
+// No connection: the death of the other side gives no event, only an error on the next send.
+//
+// Mechanism    one sendmsg carries up to 253 descriptors and their tags; one recvmsg takes them out
+// Kernel       2.2 (MSG_CMSG_CLOEXEC: 2.6.23)
+// Privilege    none; without CAP_SYS_RESOURCE no more in flight than RLIMIT_NOFILE (ETOOMANYREFS)
+// System calls 2 / batch: sendmsg in the acceptor, recvmsg in the worker
+// Ownership    acceptor's copy; the message in flight holds the open file; the worker's copy
+// Death        the kernel drops what is in flight; the acceptor's copies survive and go elsewhere
+// Man pages    unix(7), cmsg(3), sendmsg(2), recvmsg(2)
+#include <sys/socket.h>
+
+#include "ipc/methods.hpp"
+#include "ipc/scm.hpp"
+
+namespace c10k {
+
+MethodEntry scm_dgram() {
+  return {{.name = "scm-dgram",
+           .summary = "SCM_RIGHTS over an unnamed SOCK_DGRAM pair per worker",
+           .options = "batch=1..253 (64)",
+           .kernel = "2.2",
+           .privilege = "none",
+           .syscalls = "acceptor 1/batch (sendmsg), worker 1/batch (recvmsg)",
+           .isolation = "full: each side reaches only its own table",
+           .after_death = "nothing: the kernel drops messages in flight, the acceptor has copies"},
+          [](MethodOptions& options) { return make_scm_method(SOCK_DGRAM, options); }};
+}
+
+}  // namespace c10k

@@ -1,0 +1,35 @@
+#include "ipc/shared_memory.hpp"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+
+#include "ipc/syscall.hpp"
+
+namespace c10k {
+namespace {
+
+/// What mapped_region asks of a thing that it maps (Boost.Interprocess, MemoryMappable).
+class MappableFd {
+ public:
+  explicit MappableFd(int fd) : fd_(fd) {}
+  [[nodiscard]] boost::interprocess::mapping_handle_t get_mapping_handle() const {
+    return boost::interprocess::ipcdetail::mapping_handle_from_file_handle(fd_);
+  }
+
+ private:
+  int fd_;
+};
+
+boost::interprocess::mapped_region map_memfd(std::size_t size) {
+  const OwnedFd fd(checked([] { return ::memfd_create("c10k", MFD_CLOEXEC | MFD_ALLOW_SEALING); }, "memfd_create"));
+  checked([&] { return ::ftruncate(fd.get(), static_cast<off_t>(size)); }, "ftruncate memfd to {} bytes", size);
+  checked([&] { return ::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL); },
+          "fcntl F_ADD_SEALS");
+  return {MappableFd(fd.get()), boost::interprocess::read_write, 0, size};
+}
+
+}  // namespace
+
+SharedMemory::SharedMemory(std::size_t size) : region_(map_memfd(size)) {}
+
+}  // namespace c10k

@@ -1,0 +1,72 @@
+// Sockets: addresses, listeners, and what the kernel says about a listener's queue.
+#pragma once
+
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "ipc/owned_fd.hpp"
+
+namespace c10k {
+
+/// An IPv4 or IPv6 address with its port.
+class SocketAddress {
+ public:
+  SocketAddress() = default;
+  SocketAddress(const sockaddr* address, socklen_t size);
+
+  /// Reads HOST:PORT or [HOST]:PORT; HOST may be a name. Throws UsageError naming `what` when the
+  /// text is malformed, the port is out of range or the host does not resolve.
+  static SocketAddress parse(std::string_view what, std::string_view text);
+  /// The address that `fd` is bound to.
+  static SocketAddress local(int fd);
+  /// 127.0.0.`host` (host counted from 1), port 0: a client's own address.
+  static SocketAddress loopback_source(std::uint32_t host);
+
+  [[nodiscard]] const sockaddr* data() const { return reinterpret_cast<const sockaddr*>(&storage_); }
+  [[nodiscard]] socklen_t size() const { return size_; }
+  [[nodiscard]] int family() const { return storage_.ss_family; }
+  [[nodiscard]] std::uint16_t port() const;
+  /// True for 127.0.0.0/8, where every address is this machine's own.
+  [[nodiscard]] bool is_loopback_v4() const;
+  /// HOST:PORT in numbers, [HOST]:PORT for IPv6.
+  [[nodiscard]] std::string text() const;
+
+ private:
+  sockaddr_storage storage_{};
+  socklen_t size_ = 0;
+};
+
+struct ListenOptions {
+  int backlog = 4096;       ///< Asked for; the kernel cuts it to net.core.somaxconn.
+  bool reuse_port = false;  ///< SO_REUSEPORT: several listeners share the address.
+};
+
+/// Opens a non-blocking, close-on-exec TCP listener. Throws SystemError: EADDRINUSE, EACCES, ...
+[[nodiscard]] OwnedFd listen_tcp(const SocketAddress& address, const ListenOptions& options);
+
+/// The accept queue of a listener, from TCP_INFO: for a listening socket tcpi_unacked is the number
+/// of connections waiting in it and tcpi_sacked its limit (net/ipv4/tcp.c, tcp_get_info).
+struct AcceptQueue {
+  std::uint32_t length = 0;
+  std::uint32_t limit = 0;
+};
+[[nodiscard]] AcceptQueue accept_queue(int listener);
+
+/// TcpExt counters of /proc/net/netstat: connections refused a place in any accept queue of this
+/// network namespace since boot. Zero when the file cannot be read.
+struct ListenDrops {
+  std::uint64_t overflows = 0;  ///< ListenOverflows: the queue was full.
+  std::uint64_t drops = 0;      ///< ListenDrops: overflows and every other reason.
+};
+[[nodiscard]] ListenDrops listen_drops();
+
+/// An unnamed pair of AF_UNIX sockets of `type` (SOCK_STREAM, SOCK_SEQPACKET or SOCK_DGRAM),
+/// non-blocking and close-on-exec.
+[[nodiscard]] std::pair<OwnedFd, OwnedFd> unix_pair(int type);
+
+}  // namespace c10k
