@@ -62,6 +62,7 @@ struct ReceiveResult {
                              ///< acceptor still has its copy and hands it to somebody else.
   std::size_t shed = 0;      ///< Accepted here and closed at once for lack of a descriptor.
   int error = 0;             ///< An errno worth counting; the state says whether to go on.
+  std::uint32_t queue_length = 0;  ///< Of a listener: how many waited, when it was looked at.
   Channel state = Channel::more;
 };
 
@@ -125,6 +126,8 @@ class HandoffMethod {
   virtual ~HandoffMethod() = default;
   [[nodiscard]] virtual Support probe() = 0;
   virtual std::unique_ptr<Link> open(const LinkRequest& request) = 0;
+  /// Closes the listeners that the method keeps for successors of dead workers.
+  virtual void close_listeners() {}
 };
 
 /// What is known about a method before it runs.
@@ -142,8 +145,7 @@ struct MethodFacts {
 };
 
 /// A line of the registry: the facts, and how to make the method from `name:key=value,...`.
-struct MethodEntry {
-  MethodFacts facts;
+struct MethodEntry : MethodFacts {
   /// Throws UsageError for a value that is not allowed.
   std::unique_ptr<HandoffMethod> (*make)(MethodOptions& options);
 };

@@ -11,6 +11,9 @@
 namespace c10k {
 namespace {
 
+/// Looking at the queue costs a system call, so not at every wake-up.
+constexpr std::int64_t look_every_ns = 1'000'000;
+
 enum class AcceptError { empty, next, no_descriptor, no_memory, fatal };
 
 /// What each errno of accept(2) means to us. Linux also reports errors that were pending on the new
@@ -58,6 +61,10 @@ ReceiveResult AcceptQueueReader::accept(std::span<Received> batch) {
   const std::int64_t now = monotonic_ns();
   const std::size_t room = drain_ ? batch.size() : std::min<std::size_t>(1, batch.size());
   ReceiveResult result;
+  if (now - looked_at_ns_ >= look_every_ns) {
+    looked_at_ns_ = now;
+    result.queue_length = accept_queue(listener_).length;
+  }
   while (result.received < room) {
     const int fd = accept_one(listener_);
     if (fd >= 0) {
@@ -87,7 +94,9 @@ ReceiveResult AcceptQueueReader::accept(std::span<Received> batch) {
 }
 
 ReceiveResult AcceptQueueReader::shed_one() {
-  ReceiveResult result{.error = errno, .state = Channel::starved};
+  ReceiveResult result;
+  result.error = errno;
+  result.state = Channel::starved;
   if (!reserve_) reserve_ = open_reserve();
   if (!reserve_) return result;
   reserve_.reset();

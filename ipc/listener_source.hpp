@@ -31,6 +31,7 @@ class AcceptQueueReader {
   int listener_;
   bool drain_;
   std::uint64_t next_id_;
+  std::int64_t looked_at_ns_ = 0;
   OwnedFd reserve_;
 };
 

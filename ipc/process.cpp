@@ -68,14 +68,26 @@ namespace {
 
 }  // namespace
 
-ChildProcess ChildProcess::fork(const std::function<int()>& body, std::span<const int> keep,
-                                int parent_death_signal) {
+pid_t fork_process(const std::function<int()>& body, std::span<const int> keep, int parent_death_signal) {
   // What stands in stdio's buffers would otherwise be written twice.
   std::fflush(stdout);
   std::fflush(stderr);
   const pid_t parent = ::getpid();
   const pid_t pid = checked([] { return ::fork(); }, "fork (limits: RLIMIT_NPROC, kernel.pid_max, pids cgroup)");
   if (pid == 0) run_child(body, keep, parent_death_signal, parent);
+  return pid;
+}
+
+std::pair<pid_t, ChildExit> reap_any_child() {
+  ChildExit exit;
+  const pid_t pid = retry_eintr([&] { return ::wait4(-1, &exit.status, WNOHANG, &exit.usage); });
+  if (pid < 0 && errno != ECHILD) throw_system_error(errno, "wait4 any child");
+  return {std::max(pid, 0), exit};
+}
+
+ChildProcess ChildProcess::fork(const std::function<int()>& body, std::span<const int> keep,
+                                int parent_death_signal) {
+  const pid_t pid = fork_process(body, keep, parent_death_signal);
   ChildProcess child(pid, OwnedFd());
   // Not reaped yet, so the number cannot have been reused.
   child.pidfd_ = OwnedFd(static_cast<int>(
@@ -92,18 +104,13 @@ void ChildProcess::signal(int number) const noexcept {
   }
 }
 
-std::optional<ChildExit> ChildProcess::reap(int flags) {
+ChildExit ChildProcess::wait() {
   ChildExit exit;
-  const pid_t reaped = checked([&] { return ::wait4(pid_, &exit.status, flags, &exit.usage); }, "wait4 {}", pid_);
-  if (reaped == 0) return std::nullopt;
+  checked([&] { return ::wait4(pid_, &exit.status, 0, &exit.usage); }, "wait4 {}", pid_);
   pid_ = 0;
   pidfd_.reset();
   return exit;
 }
-
-std::optional<ChildExit> ChildProcess::try_wait() { return reap(WNOHANG); }
-
-ChildExit ChildProcess::wait() { return *reap(0); }
 
 void close_other_descriptors(std::span<const int> keep) {
   std::vector<int> kept(keep.begin(), keep.end());

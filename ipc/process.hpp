@@ -5,9 +5,9 @@
 #include <sys/types.h>
 
 #include <functional>
-#include <optional>
 #include <span>
 #include <string>
+#include <utility>
 
 #include "ipc/owned_fd.hpp"
 
@@ -23,7 +23,19 @@ struct ChildExit {
   [[nodiscard]] std::string text() const;
 };
 
-/// A forked child. Destroying it while the child still runs kills and reaps it, so that no process
+/// Forks. The child keeps descriptors 0 to 2 and those in `keep`, closes every other one, runs `body`,
+/// and leaves by _exit with what it returned: no destructor, no atexit handler and no buffer of the
+/// parent runs in it. An exception in `body` is printed as one line and gives exit code 1. When the
+/// forking thread dies, the kernel sends `parent_death_signal` to the child (0: none; prctl(2),
+/// PR_SET_PDEATHSIG). The caller reaps the child.
+/// Throws SystemError when the kernel refuses the process (EAGAIN: RLIMIT_NPROC or pids cgroup).
+[[nodiscard]] pid_t fork_process(const std::function<int()>& body, std::span<const int> keep,
+                                 int parent_death_signal);
+
+/// Reaps one child that has ended, whichever; does not wait. The pid is 0 when there is none.
+[[nodiscard]] std::pair<pid_t, ChildExit> reap_any_child();
+
+/// A forked child known by its pidfd. Destroying it while the child still runs kills and reaps it, so that no process
 /// is ever left behind by an exception.
 class ChildProcess {
  public:
@@ -34,12 +46,7 @@ class ChildProcess {
   ChildProcess& operator=(const ChildProcess&) = delete;
   ~ChildProcess();
 
-  /// Forks. The child keeps descriptors 0 to 2 and those in `keep`, closes every other one, runs
-  /// `body`, and leaves by _exit with what it returned: no destructor, no atexit handler and no
-  /// buffer of the parent runs in it. An exception in `body` is printed as one line and gives exit
-  /// code 1. When the forking thread dies, the kernel sends `parent_death_signal` to the child
-  /// (0: none; prctl(2), PR_SET_PDEATHSIG).
-  /// Throws SystemError when the kernel refuses the process (EAGAIN: RLIMIT_NPROC or pids cgroup).
+  /// As fork_process().
   static ChildProcess fork(const std::function<int()>& body, std::span<const int> keep,
                            int parent_death_signal);
 
@@ -50,14 +57,11 @@ class ChildProcess {
 
   /// Sends a signal through the pidfd, so never to a process that only reuses the number.
   void signal(int number) const noexcept;
-  /// Reaps the child if it has ended; does not wait.
-  std::optional<ChildExit> try_wait();
   /// Waits for the child's end and reaps it.
   ChildExit wait();
 
  private:
   ChildProcess(pid_t pid, OwnedFd pidfd) : pid_(pid), pidfd_(std::move(pidfd)) {}
-  std::optional<ChildExit> reap(int flags);
   void kill_and_reap() noexcept;
 
   pid_t pid_ = 0;

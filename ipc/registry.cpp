@@ -15,12 +15,7 @@ std::span<const MethodEntry> handoff_methods() {
 }
 
 const MethodEntry& find_handoff_method(std::string_view name) {
-  std::string known;
-  for (const MethodEntry& entry : handoff_methods()) {
-    if (entry.facts.name == name) return entry;
-    known += fmt::format("{}{}", known.empty() ? "" : ", ", entry.facts.name);
-  }
-  throw UsageError(fmt::format("unknown hand-off method '{}'; known: {}", name, known));
+  return find_by_name("hand-off method", handoff_methods(), name);
 }
 
 ConfiguredMethod configure_handoff_method(std::string_view text) {

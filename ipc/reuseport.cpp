@@ -42,6 +42,8 @@ class Reuseport : public HandoffMethod {
     return open_listener_link(duplicate(found->second.get()), request, false);
   }
 
+  void close_listeners() override { listeners_.clear(); }
+
  private:
   std::map<std::size_t, OwnedFd> listeners_;
 };

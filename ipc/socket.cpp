@@ -93,6 +93,9 @@ OwnedFd listen_tcp(const SocketAddress& address, const ListenOptions& options) {
   const int on = 1;
   checked([&] { return ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on); },
           "setsockopt SO_REUSEADDR");
+  // Accepted sockets inherit it: urgent bytes stay in the stream, so that an echo has all of them.
+  checked([&] { return ::setsockopt(fd.get(), SOL_SOCKET, SO_OOBINLINE, &on, sizeof on); },
+          "setsockopt SO_OOBINLINE");
   if (options.reuse_port) {
     checked([&] { return ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEPORT, &on, sizeof on); },
             "setsockopt SO_REUSEPORT");

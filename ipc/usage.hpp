@@ -5,6 +5,7 @@
 
 #include <charconv>
 #include <cstdint>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -41,5 +42,23 @@ template <typename Integer>
 /// Returns `text` if it is one of `allowed`, else throws UsageError listing them.
 [[nodiscard]] std::string parse_choice(std::string_view what, std::string_view text,
                                        const std::vector<std::string>& allowed);
+
+/// The names in a registry, as one text.
+template <typename Entry>
+[[nodiscard]] std::string names_of(std::span<const Entry> registry, std::string_view separator) {
+  std::string names;
+  for (const Entry& entry : registry) names += fmt::format("{}{}", names.empty() ? "" : separator, entry.name);
+  return names;
+}
+
+/// The entry called `name` in a registry, whose entries have a `name`. Throws UsageError listing all.
+template <typename Entry>
+[[nodiscard]] const Entry& find_by_name(std::string_view what, std::span<const Entry> registry,
+                                        std::string_view name) {
+  for (const Entry& entry : registry) {
+    if (entry.name == name) return entry;
+  }
+  throw UsageError(fmt::format("unknown {} '{}'; known: {}", what, name, names_of(registry, ", ")));
+}
 
 }  // namespace c10k

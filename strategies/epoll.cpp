@@ -29,7 +29,7 @@ class EpollPoller : public Poller {
       events_.push_back({static_cast<int>(fd),
                          {.read = broken || (event.events & EPOLLIN) != 0,
                           .write = broken || (event.events & EPOLLOUT) != 0,
-                          .hang_up = broken || (event.events & EPOLLRDHUP) != 0}});
+                          .read_to_end = broken || (event.events & (EPOLLRDHUP | EPOLLPRI)) != 0}});
     }
     return events_;
   }
@@ -42,8 +42,8 @@ class EpollPoller : public Poller {
     if (entry.registered && interest.exclusive) unregister(fd);
     if (interest.exclusive && !interest.read) return;
     epoll_event event{};
-    // EPOLLRDHUP may not be combined with EPOLLEXCLUSIVE.
-    if (interest.read) event.events |= interest.exclusive ? EPOLLIN : EPOLLIN | EPOLLRDHUP;
+    // EPOLLRDHUP and EPOLLPRI may not be combined with EPOLLEXCLUSIVE.
+    if (interest.read) event.events |= interest.exclusive ? EPOLLIN : EPOLLIN | EPOLLRDHUP | EPOLLPRI;
     if (interest.write) event.events |= EPOLLOUT;
     if (!interest.level) event.events |= EPOLLET;
     if (interest.exclusive) event.events |= EPOLLEXCLUSIVE;

@@ -71,7 +71,7 @@ void EventLoop::turn() {
   for (const Again& again : calling_again_) {
     const Watch& watch = watches_[static_cast<std::size_t>(again.fd)];
     if (watch.handler != nullptr && watch.generation == again.generation) {
-      watch.handler->on_ready({.read = true, .write = true});
+      watch.handler->on_ready({.read = true, .write = true, .read_to_end = true});
     }
   }
   calling_again_.clear();

@@ -22,8 +22,7 @@ class PollPoller : public Poller {
       const bool broken = (entry.revents & (POLLERR | POLLHUP | POLLNVAL)) != 0;
       events_.push_back({entry.fd,
                          {.read = broken || (entry.revents & POLLIN) != 0,
-                          .write = broken || (entry.revents & POLLOUT) != 0,
-                          .hang_up = broken || (entry.revents & POLLRDHUP) != 0}});
+                          .write = broken || (entry.revents & POLLOUT) != 0}});
     }
     return events_;
   }
@@ -36,7 +35,7 @@ class PollPoller : public Poller {
       entries_.push_back({fd, 0, 0});
     }
     entries_[places_[number]].events =
-        static_cast<short>((interest.read ? POLLIN | POLLRDHUP : 0) | (interest.write ? POLLOUT : 0));
+        static_cast<short>((interest.read ? POLLIN : 0) | (interest.write ? POLLOUT : 0));
   }
 
   void remove(int fd, Removal) override {

@@ -18,12 +18,14 @@ struct Interest {
   bool exclusive = false;
 };
 
-/// What a descriptor is ready for. A hang-up says that the peer will send nothing after what is
-/// there to read; select and poll cannot always tell, and leave it to the read.
+/// What a descriptor is ready for.
 struct Readiness {
   bool read = false;
   bool write = false;
-  bool hang_up = false;
+  /// Read until nothing comes: no further event may tell of an end of file or of bytes behind an
+  /// urgent mark, so a short read does not prove the descriptor empty. (Without it, it does: what
+  /// comes later makes a new event.)
+  bool read_to_end = false;
 };
 
 struct Event {

@@ -14,12 +14,7 @@ std::span<const PollerEntry> pollers() {
 }
 
 const PollerEntry& find_poller(std::string_view name) {
-  std::string known;
-  for (const PollerEntry& entry : pollers()) {
-    if (entry.name == name) return entry;
-    known += fmt::format("{}{}", known.empty() ? "" : ", ", entry.name);
-  }
-  throw UsageError(fmt::format("unknown loop '{}'; known: {}", name, known));
+  return find_by_name("loop", pollers(), name);
 }
 
 }  // namespace c10k

@@ -1,0 +1,75 @@
+// Hands accepted connections to workers and keeps a copy of each until its worker has it.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "acceptor/dispatch_policy.hpp"
+#include "acceptor/supervisor.hpp"
+#include "ipc/handoff.hpp"
+#include "strategies/event_loop.hpp"
+#include "workers/counters.hpp"
+
+namespace c10k {
+
+/// Books of the hand-off, from the acceptor's side.
+struct DispatchCounts {
+  std::uint64_t handed = 0;
+  std::uint64_t redelivered = 0;  ///< handed over again: refused, or not yet received at a death
+  std::uint64_t shed = 0;         ///< closed after too many refusals
+  std::uint64_t abandoned = 0;    ///< closed at the end of a drain, in no worker
+};
+
+class Dispatcher {
+ public:
+  Dispatcher(EventLoop& loop, Supervisor& supervisor, const PolicyEntry& policy);
+  ~Dispatcher();
+  Dispatcher(const Dispatcher&) = delete;
+  Dispatcher& operator=(const Dispatcher&) = delete;
+
+  /// Takes a connection over, to be handed out at the next flush().
+  void add(Received connection) { pending_.push_back(std::move(connection)); }
+  /// Hands over what waits, as far as the channels have room. What finds none stays, in order, and
+  /// goes when a channel has room again.
+  void flush();
+  /// Closes the copies of what workers have received; call it each turn.
+  void collect();
+
+  /// True while connections wait because every channel is full: accepting more would only move the
+  /// queue from the kernel, which bounds it, to here.
+  [[nodiscard]] bool congested() const { return !pending_.empty(); }
+  /// Connections that are in no worker yet.
+  [[nodiscard]] std::size_t in_hand_off() const;
+  /// Connections handed over or waiting, and not ended.
+  [[nodiscard]] std::size_t open() const;
+  /// Calls `action` once when nothing is in the hand-off any more.
+  void when_empty(std::function<void()> action);
+  /// Closes what is still in the hand-off.
+  void abandon();
+
+  void worker_ready(WorkerProcess& worker);
+  void worker_ended(WorkerProcess& worker);
+
+  [[nodiscard]] const DispatchCounts& counts() const { return counts_; }
+
+ private:
+  class Channel;  // a worker's sink with what is in flight through it
+
+  void redeliver(Received connection);
+  void schedule();
+
+  EventLoop& loop_;
+  Supervisor& supervisor_;
+  std::unique_ptr<DispatchPolicy> policy_;
+  std::deque<Received> pending_;
+  std::vector<std::unique_ptr<Channel>> channels_;  // by slot; null while the worker is dead
+  std::vector<WorkerLoad> loads_;                   // by slot; kept to spare allocations
+  DispatchCounts counts_;
+  std::function<void()> when_empty_;
+  std::uint64_t timer_ = 0;
+  std::int64_t idle_delay_ns_ = 0;
+};
+
+}  // namespace c10k

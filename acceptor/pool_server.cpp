@@ -1,0 +1,175 @@
+// --strategy pool: this process accepts (or lets the kernel do it) and workers serve.
+#include <signal.h>
+
+#include <array>
+
+#include "acceptor/dispatcher.hpp"
+#include "acceptor/server_run.hpp"
+#include "ipc/listener_source.hpp"
+#include "ipc/syscall.hpp"
+
+namespace c10k {
+namespace {
+
+/// How long to leave the listener alone when something has run out.
+constexpr std::int64_t pause_ns = 10'000'000;
+
+class PoolServer : public EventHandler {
+ public:
+  explicit PoolServer(ServerOptions& options)
+      : options_(options),
+        facts_(*options.method.entry),
+        loop_(epoll_poller()),
+        frame_(options),
+        counters_(1),
+        reader_(frame_.listener(), options.accept_drain, 1),
+        supervisor_(loop_, options, frame_.listener(),
+                    {.ready = [this](WorkerProcess& worker) { worker_ready(worker); },
+                     .ended = [this](WorkerProcess& worker) { worker_ended(worker); },
+                     .all_ended = [this] { loop_.stop(); }}),
+        dispatcher_(loop_, supervisor_, *options.policy),
+        signals_(loop_, {SIGTERM, SIGINT, SIGUSR1}, [this](int number) { on_signal(number); }) {}
+
+  int run() {
+    // Before a timer or thread of this process exists, so that the children inherit as little as can be.
+    supervisor_.start();
+    loop_.at_end_of_turn([this] { dispatcher_.collect(); });
+    loop_.run();
+    if (announced_) frame_.write_report();
+    return 0;
+  }
+
+  /// The listener is readable.
+  void on_ready(Readiness) override { accept_batch(); }
+
+ private:
+  [[nodiscard]] ProcessCounters& counters() { return counters_[0]; }
+
+  void worker_ready(WorkerProcess& worker) {
+    if (worker.sink) dispatcher_.worker_ready(worker);
+    if (announced_ || !supervisor_.all_ready()) return;
+    announced_ = true;
+    ::getrusage(RUSAGE_SELF, &counters().at_ready);
+    if (!facts_.kernel_dispatches) {
+      loop_.watch(frame_.listener(), {.read = true, .level = true}, *this);
+      accepting_ = true;
+    }
+    frame_.announce(loop_, [this] { return report(); });
+    if (draining_) drain();
+  }
+
+  void worker_ended(WorkerProcess& worker) {
+    // Its link is gone with it: what it had not received goes to others.
+    dispatcher_.worker_ended(worker);
+  }
+
+  std::size_t room() const {
+    if (dispatcher_.congested()) return 0;
+    const std::size_t most = options_.worker.max_connections;
+    if (most == 0) return batch_.size();
+    const std::size_t open = dispatcher_.open();
+    return open >= most ? 0 : std::min(batch_.size(), most - open);
+  }
+
+  void accept_batch() {
+    // What cannot be handed over stays in the kernel's queue, which is bounded and visible.
+    const std::size_t room_now = room();
+    if (room_now == 0) return pause();
+    const ReceiveResult result = reader_.accept({batch_.data(), room_now});
+    if (result.error != 0) counters().errors.add(result.error);
+    if (result.queue_length > counters().queue_peak.get()) counters().queue_peak.set(result.queue_length);
+    counters().accepted.add(result.received + result.shed);
+    counters().shed.add(result.shed);
+    for (std::size_t i = 0; i < result.received; ++i) dispatcher_.add(std::move(batch_[i]));
+    dispatcher_.flush();
+    if (result.state == Channel::starved) pause();
+  }
+
+  void pause() {
+    if (!accepting_ || paused_) return;
+    paused_ = true;
+    loop_.change(frame_.listener(), {.level = true});
+    loop_.after(dispatcher_.congested() ? pause_ns / 10 : pause_ns, [this] {
+      paused_ = false;
+      if (accepting_) loop_.change(frame_.listener(), {.read = true, .level = true});
+    });
+  }
+
+  void on_signal(int number) {
+    if (number == SIGUSR1) {
+      if (announced_) frame_.write_report();
+      return;
+    }
+    if (!announced_) {  // not yet started: nothing is served, so there is nothing to drain
+      supervisor_.stop();
+      supervisor_.stop();
+      return;
+    }
+    drain();
+  }
+
+  /// First what waits in the accept queue and the channels, then the workers. A second call hurries.
+  void drain() {
+    if (draining_) {
+      dispatcher_.abandon();
+      supervisor_.stop();
+      return;
+    }
+    draining_ = true;
+    if (accepting_) {
+      std::uint64_t before = 0;
+      do {
+        before = counters().accepted.get();
+        if (room() != 0) accept_batch();
+      } while (counters().accepted.get() != before);
+      accepting_ = false;
+      loop_.forget(frame_.listener(), Removal::still_open);
+    }
+    frame_.close_listener();
+    options_.method.method->close_listeners();
+    loop_.after(options_.worker.drain_timeout_ns, [this] { dispatcher_.abandon(); });
+    dispatcher_.when_empty([this] { supervisor_.stop(); });
+  }
+
+  ServerReport report() {
+    ServerReport result;
+    const DispatchCounts& dispatched = dispatcher_.counts();
+    ProcessTotals& acceptor = result.processes.emplace_back();
+    acceptor.role = "acceptor";
+    acceptor.pid = ::getpid();
+    acceptor.add(counters());
+    acceptor.handed = dispatched.handed;
+    acceptor.redelivered = dispatched.redelivered;
+    acceptor.shed += dispatched.shed;
+    acceptor.lost = dispatched.abandoned;
+    rusage usage{};
+    ::getrusage(RUSAGE_SELF, &usage);
+    acceptor.add(usage, counters().at_ready);
+    for (ProcessTotals& worker : supervisor_.totals()) result.processes.push_back(std::move(worker));
+    result.in_hand_off = dispatcher_.in_hand_off();
+    result.worker_deaths = supervisor_.deaths();
+    result.degraded = supervisor_.degraded();
+    return result;
+  }
+
+  ServerOptions& options_;
+  const MethodFacts& facts_;
+  EventLoop loop_;
+  ServerFrame frame_;
+  SharedArray<ProcessCounters> counters_;
+  AcceptQueueReader reader_;
+  Supervisor supervisor_;
+  Dispatcher dispatcher_;
+  SignalWatch signals_;
+  std::array<Received, receive_room> batch_;
+  bool announced_ = false;
+  bool accepting_ = false;
+  bool paused_ = false;
+  bool draining_ = false;
+};
+
+}  // namespace
+
+int run_pool_server(ServerOptions& options) { return PoolServer(options).run(); }
+
+}  // namespace c10k

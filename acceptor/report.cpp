@@ -1,0 +1,202 @@
+#include "acceptor/report.hpp"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <sstream>
+
+#include "ipc/command_line.hpp"
+#include "ipc/syscall.hpp"
+
+namespace c10k {
+namespace {
+
+std::int64_t microseconds(const timeval& time) { return std::int64_t{time.tv_sec} * 1'000'000 + time.tv_usec; }
+
+}  // namespace
+
+std::uint64_t ProcessTotals::open(const ProcessCounters& counters) {
+  // Finished first: a connection that ends between the two reads must not make this negative.
+  const std::uint64_t finished = counters.finished.get();
+  return counters.received.get() + counters.accepted.get() - counters.shed.get() - finished;
+}
+
+void ProcessTotals::add(const ProcessCounters& counters) {
+  finished += counters.finished.get();
+  finished_redelivered += counters.finished_redelivered.get();
+  accepted += counters.accepted.get();
+  received += counters.received.get();
+  refused += counters.refused.get();
+  shed += counters.shed.get();
+  closed_idle += counters.closed_idle.get();
+  closed_draining += counters.closed_draining.get();
+  queue_peak = std::max(queue_peak, counters.queue_peak.get());
+  echoes += counters.echoes.get();
+  bytes += counters.bytes.get();
+  for (std::size_t error = 0; error < ErrorTally::limit; ++error) {
+    if (const auto count = counters.errors[error].get(); count != 0) errors[static_cast<int>(error)] += count;
+  }
+  hand_off.merge(counters.hand_off);
+}
+
+void ProcessTotals::add(const rusage& usage, const rusage& since) {
+  user_us += microseconds(usage.ru_utime) - microseconds(since.ru_utime);
+  system_us += microseconds(usage.ru_stime) - microseconds(since.ru_stime);
+  voluntary_switches += usage.ru_nvcsw - since.ru_nvcsw;
+  involuntary_switches += usage.ru_nivcsw - since.ru_nivcsw;
+  max_rss_bytes = std::max<std::int64_t>(max_rss_bytes, usage.ru_maxrss * 1024L);
+}
+
+void ProcessTotals::add(const ProcessTotals& other) {
+  restarts += other.restarts;
+  accepted += other.accepted;
+  handed += other.handed;
+  received += other.received;
+  refused += other.refused;
+  redelivered += other.redelivered;
+  shed += other.shed;
+  active += other.active;
+  finished += other.finished;
+  finished_redelivered += other.finished_redelivered;
+  lost += other.lost;
+  closed_idle += other.closed_idle;
+  closed_draining += other.closed_draining;
+  queue_peak = std::max(queue_peak, other.queue_peak);
+  echoes += other.echoes;
+  bytes += other.bytes;
+  for (const auto& [error, count] : other.errors) errors[error] += count;
+  hand_off.merge(other.hand_off);
+  user_us += other.user_us;
+  system_us += other.system_us;
+  voluntary_switches += other.voluntary_switches;
+  involuntary_switches += other.involuntary_switches;
+  max_rss_bytes = std::max(max_rss_bytes, other.max_rss_bytes);
+}
+
+nlohmann::json ProcessTotals::to_json() const {
+  nlohmann::json by_name = nlohmann::json::object();
+  for (const auto& [error, count] : errors) {
+    const char* name = ::strerrorname_np(error);
+    by_name[name == nullptr || error == 0 ? "other" : name] = count;
+  }
+  nlohmann::json json = {{"role", role},
+                         {"slot", slot},
+                         {"pid", pid},
+                         {"restarts", restarts},
+                         {"accepted", accepted},
+                         {"handed", handed},
+                         {"received", received},
+                         {"refused", refused},
+                         {"redelivered", redelivered},
+                         {"shed", shed},
+                         {"active", active},
+                         {"finished", finished},
+                         {"lost", lost},
+                         {"closed_idle", closed_idle},
+                         {"closed_draining", closed_draining},
+                         {"echoes", echoes},
+                         {"bytes", bytes},
+                         {"errors", std::move(by_name)},
+                         {"user_us", user_us},
+                         {"system_us", system_us},
+                         {"voluntary_switches", voluntary_switches},
+                         {"involuntary_switches", involuntary_switches},
+                         {"max_rss_bytes", max_rss_bytes}};
+  if (hand_off.count() != 0) json["hand_off_latency"] = hand_off.to_json(true);
+  return json;
+}
+
+rusage usage_of(pid_t pid) {
+  rusage usage{};
+  std::ifstream stat(fmt::format("/proc/{}/stat", pid));
+  const std::string text((std::istreambuf_iterator<char>(stat)), {});
+  // The name, in parentheses, may hold anything; the fields are counted behind it (proc(5)).
+  const auto behind_name = text.rfind(')');
+  if (behind_name == std::string::npos) return usage;
+  std::istringstream fields(text.substr(behind_name + 2));
+  std::string field;
+  for (int number = 3; number <= 15 && fields >> field; ++number) {
+    if (number < 14) continue;
+    const std::int64_t us = std::stoll(field) * 1'000'000 / ::sysconf(_SC_CLK_TCK);
+    (number == 14 ? usage.ru_utime : usage.ru_stime) = {us / 1'000'000, us % 1'000'000};
+  }
+  std::ifstream status(fmt::format("/proc/{}/status", pid));
+  for (std::string line; std::getline(status, line);) {
+    const auto value = [&](std::string_view key, long& into) {
+      if (line.starts_with(key)) into = std::stol(line.substr(key.size()));
+    };
+    value("VmHWM:", usage.ru_maxrss);
+    value("voluntary_ctxt_switches:", usage.ru_nvcsw);
+    value("nonvoluntary_ctxt_switches:", usage.ru_nivcsw);
+  }
+  return usage;
+}
+
+nlohmann::json ServerReport::to_json() const {
+  ProcessTotals all;
+  std::int64_t acceptor_cpu_us = 0;
+  std::int64_t worker_cpu_us = 0;
+  auto rows = nlohmann::json::array();
+  for (const ProcessTotals& process : processes) {
+    all.add(process);
+    (process.role == "acceptor" ? acceptor_cpu_us : worker_cpu_us) += process.user_us + process.system_us;
+    rows.push_back(process.to_json());
+  }
+  auto totals = all.to_json();
+  for (const char* key : {"role", "slot", "pid"}) totals.erase(key);
+  totals["acceptor_cpu_us"] = acceptor_cpu_us;
+  totals["worker_cpu_us"] = worker_cpu_us;
+
+  const std::uint64_t served = all.finished - all.finished_redelivered;
+  const bool balanced =
+      all.accepted == served + all.finished_redelivered + all.shed + all.lost + all.active + in_hand_off;
+  return {{"schema", "c10k-server-report/1"},
+          {"version", project_version()},
+          {"pid", ::getpid()},
+          {"options", options},
+          {"uptime_s", uptime_s},
+          {"listener",
+           {{"address", address},
+            {"queue_limit", queue.limit},
+            {"queue_length", queue.length},
+            {"queue_peak", all.queue_peak},
+            {"listen_overflows", drops.overflows},
+            {"listen_drops", drops.drops}}},
+          {"processes", std::move(rows)},
+          {"totals", std::move(totals)},
+          {"books",
+           {{"accepted", all.accepted},
+            {"served", served},
+            {"redelivered_and_served", all.finished_redelivered},
+            {"shed", all.shed},
+            {"lost", all.lost},
+            {"active", all.active},
+            {"in_hand_off", in_hand_off},
+            {"balanced", balanced}}},
+          {"worker_deaths", worker_deaths},
+          {"degraded", degraded}};
+}
+
+ReportFile::ReportFile(std::string path) : path_(std::move(path)) {
+  if (path_.empty() || path_ == "-") return;
+  const OwnedFd file(::open(path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644));
+  if (!file) throw_system_error(errno, "--report {}", path_);
+}
+
+void ReportFile::write(const ServerReport& report) const {
+  if (path_.empty()) return;
+  const std::string text = report.to_json().dump(2) + '\n';
+  if (path_ == "-") {
+    std::fwrite(text.data(), 1, text.size(), stdout);
+    std::fflush(stdout);
+    return;
+  }
+  std::ofstream file(path_, std::ios::trunc);
+  file << text << std::flush;
+  if (!file) throw_system_error(errno, "write --report {}", path_);
+}
+
+}  // namespace c10k

@@ -1,0 +1,88 @@
+// What the server says about itself: per process, in all, and whether the books balance.
+#pragma once
+
+#include <sys/resource.h>
+#include <sys/types.h>
+
+#include <cstdint>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "ipc/latency_histogram.hpp"
+#include "ipc/socket.hpp"
+#include "workers/counters.hpp"
+
+namespace c10k {
+
+/// The numbers of one process, or of all that ran in one slot, as a plain value.
+struct ProcessTotals {
+  std::string role;  ///< acceptor, worker, server or children
+  std::size_t slot = 0;
+  pid_t pid = 0;
+  std::uint64_t restarts = 0;
+
+  std::uint64_t accepted = 0;
+  std::uint64_t handed = 0;
+  std::uint64_t received = 0;
+  std::uint64_t refused = 0;
+  std::uint64_t redelivered = 0;
+  std::uint64_t shed = 0;
+  std::uint64_t active = 0;
+  std::uint64_t finished = 0;
+  std::uint64_t finished_redelivered = 0;
+  std::uint64_t lost = 0;  ///< held by a process that died
+  std::uint64_t closed_idle = 0;
+  std::uint64_t closed_draining = 0;
+  std::uint64_t queue_peak = 0;
+  std::uint64_t echoes = 0;
+  std::uint64_t bytes = 0;
+  std::map<int, std::uint64_t> errors;
+  LatencyHistogram hand_off;
+
+  // Since the process was ready to serve.
+  std::int64_t user_us = 0;
+  std::int64_t system_us = 0;
+  std::int64_t voluntary_switches = 0;
+  std::int64_t involuntary_switches = 0;
+  std::int64_t max_rss_bytes = 0;
+
+  void add(const ProcessCounters& counters);
+  void add(const rusage& usage, const rusage& since);
+  void add(const ProcessTotals& other);
+  /// Connections that are open in a process with these counters.
+  [[nodiscard]] static std::uint64_t open(const ProcessCounters& counters);
+  [[nodiscard]] nlohmann::json to_json() const;
+};
+
+/// What a live process has used up, from /proc (in clock ticks); its end gives it exactly.
+[[nodiscard]] rusage usage_of(pid_t pid);
+
+struct ServerReport {
+  nlohmann::json options;
+  double uptime_s = 0;
+  std::string address;
+  AcceptQueue queue;
+  ListenDrops drops;  ///< since the start
+  std::vector<ProcessTotals> processes;
+  std::uint64_t in_hand_off = 0;  ///< accepted, and in no worker yet
+  std::uint64_t worker_deaths = 0;
+  std::string degraded;           ///< why the server is not whole; empty when it is
+
+  [[nodiscard]] nlohmann::json to_json() const;
+};
+
+/// Where reports go: a file, written whole each time, or stdout.
+class ReportFile {
+ public:
+  /// Opens the file, without emptying it, so that a bad path fails at the start. "-" is stdout, ""
+  /// nowhere.
+  explicit ReportFile(std::string path);
+  void write(const ServerReport& report) const;
+
+ private:
+  std::string path_;
+};
+
+}  // namespace c10k

@@ -1,0 +1,42 @@
+// The options of c10k-server, checked.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+
+#include "ipc/registry.hpp"
+#include "ipc/socket.hpp"
+#include "workers/worker.hpp"
+
+namespace c10k {
+
+struct StrategyEntry;
+struct PolicyEntry;
+
+struct ServerOptions {
+  SocketAddress listen;
+  std::string listen_text;
+  const StrategyEntry* strategy = nullptr;
+  const PollerEntry* loop = nullptr;  ///< Of the workers, or of the single process.
+  ConfiguredMethod method;            ///< pool only
+  std::size_t workers = 1;
+  const PolicyEntry* policy = nullptr;
+  std::string hand_off_at = "accept";
+  ListenOptions listener;
+  bool accept_drain = true;
+  WorkerOptions worker;
+  std::string report_file;  ///< empty: none; "-": stdout
+  std::int64_t stats_interval_ns = 0;
+  bool list = false;
+  bool list_json = false;
+
+  /// Everything as it was resolved, for the report.
+  [[nodiscard]] nlohmann::json to_json() const;
+};
+
+/// Reads the command line. Nothing when --help or --version was all. Throws UsageError.
+[[nodiscard]] std::optional<ServerOptions> parse_server_options(int argc, char** argv);
+
+}  // namespace c10k

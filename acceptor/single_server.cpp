@@ -1,0 +1,42 @@
+// --strategy select | poll | epoll: one process that accepts and serves in one loop.
+#include <signal.h>
+
+#include "acceptor/server_run.hpp"
+#include "ipc/listener_source.hpp"
+#include "ipc/shared_memory.hpp"
+#include "ipc/syscall.hpp"
+
+namespace c10k {
+
+int run_single_server(ServerOptions& options) {
+  ServerFrame frame(options);
+  const SharedArray<ProcessCounters> counters(1);
+  const SharedArray<Counter> active(1);
+  auto source = std::make_unique<ListenerSource>(duplicate(frame.listener()), options.accept_drain,
+                                                 first_id_of_worker(0), false);
+  Worker worker(*options.loop, std::move(source), true, options.worker, counters[0], active.all(), 0);
+
+  const auto report = [&] {
+    ServerReport result;
+    ProcessTotals& process = result.processes.emplace_back();
+    process.role = "server";
+    process.pid = ::getpid();
+    process.active = ProcessTotals::open(counters[0]);
+    process.add(counters[0]);
+    rusage usage{};
+    ::getrusage(RUSAGE_SELF, &usage);
+    process.add(usage, counters[0].at_ready);
+    return result;
+  };
+  const SignalWatch signals(worker.loop(), {SIGTERM, SIGINT, SIGUSR1}, [&](int number) {
+    if (number == SIGUSR1) return frame.write_report();
+    frame.close_listener();
+    worker.drain_or_end();
+  });
+  frame.announce(worker.loop(), report);
+  worker.run();
+  frame.write_report();
+  return 0;
+}
+
+}  // namespace c10k

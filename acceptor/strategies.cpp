@@ -1,0 +1,24 @@
+#include <array>
+
+#include "acceptor/server_run.hpp"
+#include "ipc/usage.hpp"
+
+namespace c10k {
+
+std::span<const StrategyEntry> strategies() {
+  static const std::array registry{
+      StrategyEntry{"fork", "a process per connection", run_fork_server},
+      StrategyEntry{"select", "one process, select(2) without its limit of 1024", run_single_server},
+      StrategyEntry{"poll", "one process, poll(2)", run_single_server},
+      StrategyEntry{"epoll", "one process, epoll(7), edge-triggered", run_single_server},
+      StrategyEntry{"pool", "an acceptor and worker processes; --ipc says how a connection gets there",
+                    run_pool_server},
+  };
+  return registry;
+}
+
+const StrategyEntry& find_strategy(std::string_view name) {
+  return find_by_name("strategy", strategies(), name);
+}
+
+}  // namespace c10k

@@ -1,0 +1,225 @@
+#include "acceptor/supervisor.hpp"
+
+#include <signal.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+
+#include "ipc/syscall.hpp"
+
+namespace c10k {
+namespace {
+
+constexpr std::int64_t start_deadline_ns = 10'000'000'000;
+constexpr std::int64_t first_back_off_ns = 10'000'000;
+constexpr std::int64_t longest_back_off_ns = 2'000'000'000;
+/// A worker that lived so long was well; the next death starts the back-off anew.
+constexpr std::int64_t healthy_after_ns = 5'000'000'000;
+/// Between a worker's own drain deadline and its SIGKILL.
+constexpr std::int64_t kill_grace_ns = 2'000'000'000;
+
+}  // namespace
+
+/// A pidfd becomes readable when its process has ended.
+class Supervisor::ExitWatch : public EventHandler {
+ public:
+  ExitWatch(Supervisor& supervisor, std::size_t slot, int pidfd) : supervisor_(supervisor), slot_(slot), pidfd_(pidfd) {
+    supervisor_.loop_.watch(pidfd_, {.read = true, .level = true}, *this);
+  }
+  ~ExitWatch() override { supervisor_.loop_.forget(pidfd_, Removal::still_open); }
+  void on_ready(Readiness) override { supervisor_.on_ended(slot_); }
+
+ private:
+  Supervisor& supervisor_;
+  std::size_t slot_;
+  int pidfd_;
+};
+
+/// Waits for the worker's word that it is ready.
+class Supervisor::ControlWatch : public EventHandler {
+ public:
+  ControlWatch(Supervisor& supervisor, std::size_t slot, int control)
+      : supervisor_(supervisor), slot_(slot), control_(control) {
+    supervisor_.loop_.watch(control_, {.read = true, .level = true}, *this);
+  }
+  ~ControlWatch() override { unwatch(); }
+  void on_ready(Readiness) override {
+    char byte = 0;
+    const ssize_t got = ::recv(control_, &byte, 1, MSG_DONTWAIT);
+    if (got < 0 && errno == EAGAIN) return;
+    unwatch();
+    if (got == 1) supervisor_.on_ready(slot_);
+  }
+
+ private:
+  void unwatch() {
+    if (watching_) supervisor_.loop_.forget(control_, Removal::still_open);
+    watching_ = false;
+  }
+
+  Supervisor& supervisor_;
+  std::size_t slot_;
+  int control_;
+  bool watching_ = true;
+};
+
+Supervisor::Supervisor(EventLoop& loop, const ServerOptions& options, int listener, Hooks hooks)
+    : loop_(loop),
+      options_(options),
+      listener_(listener),
+      hooks_(std::move(hooks)),
+      active_(options.workers),
+      slots_(options.workers) {
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    slots_[i].past.role = "worker";
+    slots_[i].past.slot = i;
+  }
+}
+
+Supervisor::~Supervisor() = default;
+
+void Supervisor::start() {
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) spawn(slot);
+  loop_.after(start_deadline_ns, [this] { check_start(); });
+}
+
+void Supervisor::check_start() {
+  for (const Slot& slot : slots_) {
+    if (!slot.ever_ready) throw std::runtime_error("a worker was not ready after 10 s");
+  }
+}
+
+bool Supervisor::all_ready() const {
+  return std::all_of(slots_.begin(), slots_.end(), [](const Slot& slot) { return slot.worker && slot.worker->ready; });
+}
+
+void Supervisor::spawn(std::size_t index) {
+  Slot& slot = slots_[index];
+  const MethodFacts& facts = *options_.method.entry;
+  auto worker = std::make_unique<WorkerProcess>();
+  worker->slot = index;
+  worker->started_ns = monotonic_ns();
+  worker->shared = std::make_unique<SharedArray<ProcessCounters>>(1);
+
+  LinkRequest request;
+  request.worker = index;
+  request.listener = listener_;
+  request.listen_options = options_.listener;
+  request.accept_drain = options_.accept_drain;
+  request.exclusive_possible = options_.loop->exclusive;
+  const std::unique_ptr<Link> link = options_.method.method->open(request);
+
+  auto [ours, theirs] = unix_pair(SOCK_SEQPACKET);
+  std::vector<int> keep = link->worker_descriptors();
+  keep.push_back(theirs.get());
+  worker->child = ChildProcess::fork(
+      [&] {
+        return run_worker_process(*options_.loop, link->worker_end(), facts.kernel_dispatches, options_.worker,
+                                  worker->counters(), active_.all(), index, std::move(theirs));
+      },
+      keep, 0);
+  worker->control = std::move(ours);
+  worker->sink = link->acceptor_end();
+
+  slot.worker = std::move(worker);
+  slot.exit_watch = std::make_unique<ExitWatch>(*this, index, slot.worker->child.pidfd());
+  slot.control_watch = std::make_unique<ControlWatch>(*this, index, slot.worker->control.get());
+}
+
+void Supervisor::on_ready(std::size_t index) {
+  Slot& slot = slots_[index];
+  slot.worker->ready = true;
+  slot.ever_ready = true;
+  hooks_.ready(*slot.worker);
+}
+
+void Supervisor::on_ended(std::size_t index) {
+  Slot& slot = slots_[index];
+  // The watches go before the descriptors they watch. The exit watch is whose call this is; it is not
+  // touched again.
+  slot.exit_watch.reset();
+  slot.control_watch.reset();
+  const std::unique_ptr<WorkerProcess> worker = std::move(slot.worker);
+  const pid_t pid = worker->child.pid();
+  const ChildExit exit = worker->child.wait();  // it has ended: this does not block
+  if (!slot.ever_ready && !stopping_) {
+    throw std::runtime_error(fmt::format("worker {} ended before it was ready: {}", index, exit.text()));
+  }
+  hooks_.ended(*worker);
+  slot.past.add(worker->counters());
+  slot.past.lost += ProcessTotals::open(worker->counters());
+  slot.past.add(exit.usage, worker->counters().at_ready);
+  active_[index].set(0);
+
+  if (!stopping_ || !exit.clean()) {
+    ++deaths_;
+    fmt::print(stderr, "c10k-server: worker {} (process {}) ended: {}\n", index, pid, exit.text());
+  }
+  if (stopping_) {
+    const bool all = std::none_of(slots_.begin(), slots_.end(), [](const Slot& other) { return other.worker != nullptr; });
+    if (all) hooks_.all_ended();
+    return;
+  }
+  const bool was_healthy = monotonic_ns() - worker->started_ns >= healthy_after_ns;
+  slot.failures_in_row = was_healthy ? 0 : slot.failures_in_row + 1;
+  replace(index);
+}
+
+void Supervisor::replace(std::size_t index) {
+  Slot& slot = slots_[index];
+  const std::int64_t delay = slot.failures_in_row == 0
+                                 ? 0
+                                 : std::min(longest_back_off_ns, first_back_off_ns << std::min(slot.failures_in_row - 1, 20));
+  loop_.after(delay, [this, index, &slot] {
+    if (stopping_) return;
+    try {
+      spawn(index);
+      ++slot.past.restarts;
+    } catch (const std::exception& error) {
+      fmt::print(stderr, "c10k-server: worker {} cannot be replaced yet: {}\n", index, error.what());
+      ++slot.failures_in_row;
+      replace(index);
+    }
+  });
+}
+
+void Supervisor::stop() {
+  const bool first = !stopping_;
+  stopping_ = true;
+  bool any = false;
+  for (const Slot& slot : slots_) {
+    if (!slot.worker) continue;
+    slot.worker->child.signal(SIGTERM);
+    any = true;
+  }
+  if (!first) return;
+  if (!any) return hooks_.all_ended();
+  loop_.after(options_.worker.drain_timeout_ns + kill_grace_ns, [this] {
+    for (const Slot& slot : slots_) {
+      if (slot.worker) slot.worker->child.signal(SIGKILL);
+    }
+  });
+}
+
+std::string Supervisor::degraded() const {
+  std::string text;
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    if (!slots_[i].worker && !stopping_) text += fmt::format("{}worker {} waits to be replaced", text.empty() ? "" : ", ", i);
+  }
+  return text;
+}
+
+std::vector<ProcessTotals> Supervisor::totals() const {
+  std::vector<ProcessTotals> rows;
+  for (const Slot& slot : slots_) {
+    ProcessTotals& row = rows.emplace_back(slot.past);
+    if (!slot.worker) continue;
+    row.pid = slot.worker->child.pid();
+    row.active = ProcessTotals::open(slot.worker->counters());
+    row.add(slot.worker->counters());
+    if (slot.worker->ready) row.add(usage_of(row.pid), slot.worker->counters().at_ready);
+  }
+  return rows;
+}
+
+}  // namespace c10k

@@ -1,0 +1,96 @@
+// Spawns, watches, replaces and ends the workers of a pool.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "acceptor/report.hpp"
+#include "acceptor/server_options.hpp"
+#include "ipc/process.hpp"
+#include "ipc/shared_memory.hpp"
+#include "strategies/event_loop.hpp"
+
+namespace c10k {
+
+/// A worker process and the acceptor's end of what leads to it. A successor in the same slot is
+/// another incarnation with its own link and its own counters.
+struct WorkerProcess {
+  std::size_t slot = 0;
+  ChildProcess child;
+  OwnedFd control;
+  std::unique_ptr<ConnectionSink> sink;  ///< null when the kernel hands over
+  std::unique_ptr<SharedArray<ProcessCounters>> shared;
+  bool ready = false;
+  std::int64_t started_ns = 0;
+
+  [[nodiscard]] ProcessCounters& counters() const { return (*shared)[0]; }
+};
+
+class Supervisor {
+ public:
+  struct Hooks {
+    /// A worker has said that it is ready.
+    std::function<void(WorkerProcess&)> ready;
+    /// A worker has ended and been reaped; its counters are final. It is destroyed afterwards.
+    std::function<void(WorkerProcess&)> ended;
+    /// The last worker has ended after stop().
+    std::function<void()> all_ended;
+  };
+
+  Supervisor(EventLoop& loop, const ServerOptions& options, int listener, Hooks hooks);
+  ~Supervisor();
+  Supervisor(const Supervisor&) = delete;
+  Supervisor& operator=(const Supervisor&) = delete;
+
+  /// Forks all workers. One that ends before it was ever ready, or is not ready within ten seconds,
+  /// throws from the loop: what does not start once will not start again.
+  void start();
+  [[nodiscard]] bool all_ready() const;
+
+  /// The worker in a slot; null while it is dead.
+  [[nodiscard]] WorkerProcess* worker(std::size_t slot) const { return slots_[slot].worker.get(); }
+  [[nodiscard]] std::size_t size() const { return slots_.size(); }
+
+  /// Tells all workers to drain (SIGTERM), replaces none, and kills those that are still there
+  /// some time after their drain's deadline. A second call ends their drain at once.
+  void stop();
+
+  [[nodiscard]] std::uint64_t deaths() const { return deaths_; }
+  /// Which slots wait out a back-off, in words; empty when all workers run.
+  [[nodiscard]] std::string degraded() const;
+  /// A row a slot, all its incarnations together.
+  [[nodiscard]] std::vector<ProcessTotals> totals() const;
+
+ private:
+  class ExitWatch;
+  class ControlWatch;
+
+  struct Slot {
+    std::unique_ptr<WorkerProcess> worker;
+    std::unique_ptr<ExitWatch> exit_watch;
+    std::unique_ptr<ControlWatch> control_watch;
+    ProcessTotals past;  // of the incarnations that have ended
+    bool ever_ready = false;
+    int failures_in_row = 0;
+  };
+
+  void spawn(std::size_t slot);
+  void on_ready(std::size_t slot);
+  void on_ended(std::size_t slot);
+  void replace(std::size_t slot);
+  void check_start();
+
+  EventLoop& loop_;
+  const ServerOptions& options_;
+  int listener_;
+  Hooks hooks_;
+  SharedArray<Counter> active_;
+  std::vector<Slot> slots_;
+  std::uint64_t deaths_ = 0;
+  bool stopping_ = false;
+};
+
+}  // namespace c10k

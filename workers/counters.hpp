@@ -1,0 +1,80 @@
+// What a process counts about itself, in shared memory: one writer, any number of readers.
+#pragma once
+
+#include <sys/resource.h>
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+
+#include "ipc/latency_histogram.hpp"
+
+namespace c10k {
+
+/// A number with one writer. What the writer did before add() is visible to who reads the new value.
+class Counter {
+ public:
+  void add(std::uint64_t n = 1) noexcept {
+    value_.store(value_.load(std::memory_order_relaxed) + n, std::memory_order_release);
+  }
+  void set(std::uint64_t value) noexcept { value_.store(value, std::memory_order_release); }
+  /// For the few counters that several processes add to.
+  void add_shared(std::uint64_t n) noexcept { value_.fetch_add(n, std::memory_order_relaxed); }
+  [[nodiscard]] std::uint64_t get() const noexcept { return value_.load(std::memory_order_acquire); }
+
+ private:
+  std::atomic<std::uint64_t> value_{0};
+  static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
+};
+
+/// Errors by errno.
+class ErrorTally {
+ public:
+  static constexpr std::size_t limit = 134;  // the highest errno of Linux, plus one
+  void add(int error) noexcept { counts_[index(error)].add(); }
+  [[nodiscard]] Counter& operator[](std::size_t error) { return counts_[error]; }
+  [[nodiscard]] const Counter& operator[](std::size_t error) const { return counts_[error]; }
+
+ private:
+  static std::size_t index(int error) noexcept {
+    return error > 0 && static_cast<std::size_t>(error) < limit ? static_cast<std::size_t>(error) : 0;
+  }
+  std::array<Counter, limit> counts_;
+};
+
+/// The most connections that may be on their way to one worker.
+inline constexpr std::size_t max_outstanding = 1024;
+
+/// The counters of one process; a replaced worker gets new ones.
+struct alignas(64) ProcessCounters {
+  // Connections. `consumed` counts what came out of the source, in order, and is what lets the
+  // acceptor close its copies; `received` is the part of it that is (or was) served here.
+  Counter consumed;
+  Counter received;
+  Counter refused;               ///< consumed, but for want of a descriptor not received
+  Counter accepted;              ///< accepted by this process itself
+  Counter shed;                  ///< accepted and closed at once for want of a descriptor
+  Counter finished;              ///< closed, for whatever reason
+  Counter finished_redelivered;  ///< those of them that had been handed over before
+  Counter closed_idle;           ///< closed by --idle-timeout
+  Counter closed_draining;       ///< closed because the drain's deadline came
+
+  Counter queue_peak;            ///< the longest accept queue that was seen
+
+  // Traffic.
+  Counter echoes;
+  Counter bytes;
+  ErrorTally errors;
+  LatencyHistogram hand_off;  ///< accept to usable in the worker
+
+  /// The sequence numbers of refused connections; `refused` of them have been written.
+  std::array<Counter, max_outstanding> refused_sequences;
+
+  rusage at_ready{};  ///< What the process had used up when it was ready to serve.
+
+  /// Written by the acceptor: it has closed its copies of all connections up to this number. What is
+  /// above it is open there too, so closing it here alone would neither end its events nor its life.
+  alignas(64) Counter released;
+};
+
+}  // namespace c10k

@@ -1,0 +1,178 @@
+#include "workers/worker.hpp"
+
+#include <signal.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+
+#include "ipc/syscall.hpp"
+
+namespace c10k {
+namespace {
+
+/// How long to leave a source alone when something has run out.
+constexpr std::int64_t pause_ns = 10'000'000;
+
+}  // namespace
+
+Worker::Worker(const PollerEntry& poller, std::unique_ptr<ConnectionSource> source, bool accepts,
+               const WorkerOptions& options, ProcessCounters& counters, ActiveCounts active, std::size_t slot)
+    : options_(options),
+      counters_(counters),
+      active_(active),
+      slot_(slot),
+      accepts_(accepts),
+      loop_(poller),
+      source_(std::move(source)),
+      service_(loop_, options.echo, counters) {
+  active_[slot_].set(0);
+  service_.on_closed([this] { count_closed(); });
+  loop_.watch(source_->fd(), source_interest(true), *this);
+}
+
+Worker::~Worker() {
+  stop_taking();
+  service_.on_closed(nullptr);
+}
+
+Interest Worker::source_interest(bool read) const {
+  return {.read = read, .level = true, .exclusive = source_->exclusive_wake_up()};
+}
+
+void Worker::run() {
+  ::getrusage(RUSAGE_SELF, &counters_.at_ready);
+  loop_.run();
+}
+
+void Worker::on_ready(Readiness) { take_batch(); }
+
+std::size_t Worker::room() const {
+  if (!accepts_ || options_.max_connections == 0) return batch_.size();
+  std::size_t open = 0;
+  for (const Counter& active : active_) open += active.get();
+  return open >= options_.max_connections ? 0 : std::min(batch_.size(), options_.max_connections - open);
+}
+
+void Worker::take_batch() {
+  const std::size_t room_now = room();
+  // At --max-connections the rest stays in the kernel's queue, as HAProxy's maxconn does it.
+  if (room_now == 0) return pause();
+  const ReceiveResult result = source_->receive({batch_.data(), room_now});
+  if (result.error != 0) counters_.errors.add(result.error);
+
+  std::uint64_t sequence = 0;
+  if (accepts_) {
+    counters_.accepted.add(result.received + result.shed);
+    counters_.shed.add(result.shed);
+    if (result.queue_length > counters_.queue_peak.get()) counters_.queue_peak.set(result.queue_length);
+  } else {
+    // First what was refused, then the count that makes the acceptor look: its copies of those
+    // received are closed from now on, and not one byte has been read before.
+    const std::uint64_t first = counters_.consumed.get() + 1;
+    for (std::size_t i = 0; i < result.refused; ++i) {
+      counters_.refused_sequences[counters_.refused.get() % max_outstanding].set(first + result.received + i);
+      counters_.refused.add();
+    }
+    const std::int64_t now = result.received != 0 ? monotonic_ns() : 0;
+    for (std::size_t i = 0; i < result.received; ++i) {
+      counters_.hand_off.add(now - batch_[i].tag.accepted_ns);
+    }
+    counters_.received.add(result.received);
+    counters_.consumed.add(result.received + result.refused);
+    sequence = first;
+  }
+  for (std::size_t i = 0; i < result.received; ++i) {
+    service_.serve(std::move(batch_[i]), sequence == 0 ? 0 : sequence + i);
+  }
+  active_[slot_].set(service_.active());
+  if (result.refused != 0 || result.state == Channel::starved) pause();
+  if (result.state == Channel::closed) drain();
+}
+
+void Worker::pause() {
+  if (!taking_) return;
+  loop_.change(source_->fd(), source_interest(false));
+  loop_.after(pause_ns, [this] {
+    if (taking_) loop_.change(source_->fd(), source_interest(true));
+  });
+}
+
+void Worker::stop_taking() {
+  if (!taking_) return;
+  taking_ = false;
+  loop_.forget(source_->fd(), Removal::still_open);
+}
+
+void Worker::count_closed() {
+  active_[slot_].set(service_.active());
+  if (draining_ && service_.active() == 0) loop_.stop();
+}
+
+void Worker::drain() {
+  if (draining_) return;
+  // What has completed its handshake would be reset when the listener closes: take it now. (What is
+  // in a hand-off channel has been waited for by the acceptor.)
+  if (accepts_ && taking_) {
+    std::uint64_t before = 0;
+    do {
+      before = counters_.accepted.get();
+      take_batch();
+    } while (counters_.accepted.get() != before);
+  }
+  stop_taking();
+  source_.reset();
+  draining_ = true;
+  loop_.after(options_.drain_timeout_ns, [this] { end_drain(); });
+  if (service_.active() == 0) loop_.stop();
+}
+
+void Worker::drain_or_end() {
+  if (draining_) {
+    end_drain();
+  } else {
+    drain();
+  }
+}
+
+void Worker::end_drain() {
+  counters_.closed_draining.add(service_.active());
+  service_.close_all();
+  loop_.stop();
+}
+
+namespace {
+
+/// Sees the acceptor go away.
+class AcceptorWatch : public EventHandler {
+ public:
+  AcceptorWatch(Worker& worker, int control) : worker_(worker), control_(control) {
+    worker_.loop().watch(control_, {.read = true, .level = true}, *this);
+  }
+  void on_ready(Readiness) override {
+    char byte;
+    if (::recv(control_, &byte, 1, MSG_DONTWAIT) != 0) return;
+    worker_.loop().forget(control_, Removal::closing);
+    worker_.drain();
+  }
+
+ private:
+  Worker& worker_;
+  int control_;
+};
+
+}  // namespace
+
+int run_worker_process(const PollerEntry& poller, std::unique_ptr<ConnectionSource> source, bool accepts,
+                       const WorkerOptions& options, ProcessCounters& counters, ActiveCounts active,
+                       std::size_t slot, OwnedFd control) {
+  Worker worker(poller, std::move(source), accepts, options, counters, active, slot);
+  // SIGINT stays blocked, as inherited: a terminal sends it to the whole group, and the acceptor says
+  // when to drain.
+  const SignalWatch signals(worker.loop(), {SIGTERM}, [&](int) { worker.drain_or_end(); });
+  const AcceptorWatch acceptor(worker, control.get());
+  checked([&] { return ::send(control.get(), "r", 1, MSG_NOSIGNAL); }, "send to the acceptor");
+  worker.run();
+  return 0;
+}
+
+}  // namespace c10k
