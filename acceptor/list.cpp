@@ -43,16 +43,35 @@ nlohmann::json method_rows() {
   return rows;
 }
 
+/// Prints `text` behind `label`, broken at blanks so that it fits a terminal of 80 columns.
+void print_wrapped(std::string_view label, std::string_view text) {
+  constexpr std::size_t indent = 22;
+  constexpr std::size_t width = 80 - indent;
+  while (!text.empty()) {
+    std::size_t end = text.size();
+    if (end > width) {
+      end = text.rfind(' ', width);
+      if (end == std::string_view::npos || end == 0) end = text.find(' ');
+      if (end == std::string_view::npos) end = text.size();
+    }
+    fmt::print("{:<{}}{}\n", label, indent, text.substr(0, end));
+    label = "";
+    text.remove_prefix(std::min(text.size(), end + 1));
+  }
+}
+
 void print_rows(const char* title, const nlohmann::json& rows) {
   fmt::print("{}\n", title);
   for (const auto& row : rows) {
-    fmt::print("  {:<20} {}\n", row["name"].get<std::string>(), row["summary"].get<std::string>());
-    if (!row["available"].get<bool>()) fmt::print("  {:<20} unsupported, because {}\n", "", row["reason"].get<std::string>());
-    for (const char* key : {"options", "kernel", "privilege", "syscalls", "isolation", "after_death"}) {
-      if (!row.contains(key) || row[key].get<std::string>().empty()) continue;
-      fmt::print("  {:<20}   {:<12}{}\n", "", std::string(key == std::string_view("after_death") ? "after death" : key) + ":",
-                 row[key].get<std::string>());
-    }
+    const auto text = [&](const char* key) { return row.value(key, std::string()); };
+    print_wrapped("  " + text("name"), text("summary"));
+    if (!row["available"].get<bool>()) print_wrapped("", "unsupported, because " + text("reason"));
+    print_wrapped("      options", text("options"));
+    print_wrapped("      kernel", text("kernel"));
+    print_wrapped("      privilege", text("privilege"));
+    print_wrapped("      system calls", text("syscalls"));
+    print_wrapped("      isolation", text("isolation"));
+    print_wrapped("      after a death", text("after_death"));
   }
 }
 

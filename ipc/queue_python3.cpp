@@ -23,6 +23,7 @@
 #include <openssl/hmac.h>
 #include <poll.h>
 #include <semaphore.h>
+#include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/random.h>
@@ -183,6 +184,14 @@ OwnedFd socket_from_fd(int fd) {
   return copy;
 }
 
+/// For the threads of the acceptor: its signals belong to its loop, and a worker that is gone is an
+/// EPIPE. (In a worker the program ignores SIGPIPE, as CPython does.)
+void block_signals() {
+  sigset_t all;
+  sigfillset(&all);
+  ::pthread_sigmask(SIG_BLOCK, &all, nullptr);
+}
+
 /// One byte of data and at most one descriptor, as reduction.sendfds and recvfds.
 union OneDescriptor {
   cmsghdr header;
@@ -292,6 +301,7 @@ class ResourceSharer {
   }
 
   void serve() {
+    block_signals();
     while (true) {
       OwnedFd connection(retry_eintr([&] { return ::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC); }));
       if (!set_serving(connection.get())) return;
@@ -400,6 +410,7 @@ class QueueSink : public ConnectionSink {
  private:
   /// Queue._feed: duplicate, make the ticket, write it.
   void feed() {
+    block_signals();
     while (true) {
       Handover next;
       {

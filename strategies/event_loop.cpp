@@ -4,6 +4,7 @@
 #include <sys/signalfd.h>
 
 #include <algorithm>
+#include <cassert>
 
 #include "ipc/syscall.hpp"
 
@@ -22,6 +23,7 @@ void EventLoop::watch(int fd, Interest interest, EventHandler& handler) {
 
 void EventLoop::forget(int fd, Removal why) {
   Watch& watch = watches_[static_cast<std::size_t>(fd)];
+  assert(watch.handler != nullptr);
   watch.handler = nullptr;
   ++watch.generation;
   poller_->remove(fd, why);

@@ -20,7 +20,7 @@ bool ReadAheadGuess::worth_trying() {
   return false;
 }
 
-class EchoService::Connection : public EventHandler {
+class EchoService::Connection : public EventHandler, public DueMember {
  public:
   explicit Connection(EchoService& service) : service_(service) {}
   void on_ready(Readiness ready) override {
@@ -35,24 +35,27 @@ class EchoService::Connection : public EventHandler {
   std::uint64_t sequence = 0;
   bool redelivered = false;
   bool watched = false;
+  bool fresh = false;
   std::vector<char> pending;  // read, but not yet taken by the kernel; empty unless the client is slow
   std::size_t pending_from = 0;
-
-  std::int64_t last_active_ns = 0;
-  Connection* older = nullptr;
-  Connection* newer = nullptr;
 
  private:
   EchoService& service_;
 };
 
 EchoService::EchoService(EventLoop& loop, const EchoOptions& options, ProcessCounters& counters)
-    : loop_(loop), options_(options), counters_(counters), scratch_(scratch_bytes) {}
+    : loop_(loop), options_(options), counters_(counters), scratch_(scratch_bytes) {
+  loop_.at_end_of_turn([this] { settle_fresh(); });
+  if (options.idle_timeout_ns == 0) return;
+  idle_ = std::make_unique<DueList<Connection>>(loop_, options.idle_timeout_ns, [this](Connection& connection) {
+    counters_.closed_idle.add();
+    close(connection);
+  });
+}
 
 EchoService::~EchoService() {
   on_closed_ = nullptr;
   close_all();
-  if (idle_timer_ != 0) loop_.cancel(idle_timer_);
 }
 
 void EchoService::serve(Received received, std::uint64_t sequence) {
@@ -64,14 +67,35 @@ void EchoService::serve(Received received, std::uint64_t sequence) {
   connection.redelivered = received.tag.attempt != 0;
   ++active_;
   touch(connection);
-  // A client mostly sends at once. Then a read right now saves a turn of the loop, and the whole
-  // registration if the connection ends with it; a read in vain costs a system call.
-  if (guess_.worth_trying()) {
-    const std::uint64_t before = counters_.bytes.get();
-    pump(connection, false);
-    guess_.record(counters_.bytes.get() != before);
+  // A client mostly sends at once, and a short-lived one has closed by the end of this turn. Then reads
+  // right now save the registration; a read in vain costs a system call.
+  if (first_read_.worth_trying()) {
+    const bool found = try_read(connection);
+    first_read_.record(found);
+    if (!connection.fd || connection.watched) return;
+    if (found && second_read_.worth_trying()) {
+      connection.fresh = true;
+      fresh_.push_back(&connection);
+      return;
+    }
   }
-  if (connection.fd && !connection.watched) watch(connection, {.read = true});
+  watch(connection, {.read = true});
+}
+
+bool EchoService::try_read(Connection& connection) {
+  const std::uint64_t before = counters_.bytes.get();
+  pump(connection, false);
+  return !connection.fd || counters_.bytes.get() != before;
+}
+
+void EchoService::settle_fresh() {
+  for (Connection* connection : fresh_) {
+    // One that has been closed meanwhile may be in the list again, as another connection.
+    if (!std::exchange(connection->fresh, false)) continue;
+    second_read_.record(try_read(*connection));
+    if (connection->fd && !connection->watched) watch(*connection, {.read = true});
+  }
+  fresh_.clear();
 }
 
 void EchoService::watch(Connection& connection, Interest interest) {
@@ -145,14 +169,10 @@ void EchoService::close(Connection& connection) {
   }
   if (elsewhere) ::shutdown(connection.fd.get(), SHUT_RDWR);
   connection.fd.reset();
+  connection.fresh = false;
   std::vector<char>().swap(connection.pending);
 
-  if (options_.idle_timeout_ns != 0) {
-    (connection.older != nullptr ? connection.older->newer : oldest_) = connection.newer;
-    (connection.newer != nullptr ? connection.newer->older : newest_) = connection.older;
-    connection.older = connection.newer = nullptr;
-    connection.last_active_ns = 0;
-  }
+  connection.unlink();
   counters_.finished.add();
   if (connection.redelivered) counters_.finished_redelivered.add();
   --active_;
@@ -167,31 +187,7 @@ void EchoService::close_all() {
 }
 
 void EchoService::touch(Connection& connection) {
-  if (options_.idle_timeout_ns == 0) return;
-  const bool listed = connection.last_active_ns != 0;
-  connection.last_active_ns = loop_.now_ns();
-  if (newest_ == &connection) return;
-  if (listed) {
-    (connection.older != nullptr ? connection.older->newer : oldest_) = connection.newer;
-    connection.newer->older = connection.older;
-  }
-  connection.older = newest_;
-  connection.newer = nullptr;
-  (newest_ != nullptr ? newest_->newer : oldest_) = &connection;
-  newest_ = &connection;
-  if (idle_timer_ == 0) idle_timer_ = loop_.after(options_.idle_timeout_ns, [this] { close_idle(); });
-}
-
-void EchoService::close_idle() {
-  idle_timer_ = 0;
-  const std::int64_t limit = loop_.now_ns() - options_.idle_timeout_ns;
-  while (oldest_ != nullptr && oldest_->last_active_ns <= limit) {
-    counters_.closed_idle.add();
-    close(*oldest_);
-  }
-  if (oldest_ != nullptr) {
-    idle_timer_ = loop_.after(oldest_->last_active_ns - limit, [this] { close_idle(); });
-  }
+  if (idle_) idle_->push(connection, loop_.now_ns());
 }
 
 }  // namespace c10k

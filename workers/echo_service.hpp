@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "ipc/handoff.hpp"
+#include "strategies/due_list.hpp"
 #include "strategies/event_loop.hpp"
 #include "workers/counters.hpp"
 
@@ -55,30 +56,29 @@ class EchoService {
 
  private:
   class Connection;
-  struct IdleList;
 
   void pump(Connection& connection, bool to_end);
   void flush(Connection& connection);
   void fail(Connection& connection, int error);
   void close(Connection& connection);
   void watch(Connection& connection, Interest interest);
+  /// True when it found bytes or the end.
+  bool try_read(Connection& connection);
+  void settle_fresh();
   void touch(Connection& connection);
-  void close_idle();
 
   EventLoop& loop_;
   EchoOptions options_;
   ProcessCounters& counters_;
   std::vector<char> scratch_;
-  ReadAheadGuess guess_;
+  ReadAheadGuess first_read_;
+  ReadAheadGuess second_read_;
+  std::vector<Connection*> fresh_;  // echoed in this turn and not watched yet
   std::deque<Connection> connections_;  // never shrinks; those closed are reused
   std::vector<Connection*> free_;
   std::size_t active_ = 0;
   std::function<void()> on_closed_;
-
-  // Open connections by their last activity, oldest first; kept only with an idle timeout.
-  Connection* oldest_ = nullptr;
-  Connection* newest_ = nullptr;
-  std::uint64_t idle_timer_ = 0;
+  std::unique_ptr<DueList<Connection>> idle_;  // with an idle timeout: when each has had its time
 };
 
 }  // namespace c10k

@@ -1,0 +1,22 @@
+#include "experiments/client/engines.hpp"
+
+#include <algorithm>
+#include <array>
+
+namespace c10k {
+
+std::span<const Engine> engines() {
+  static constexpr std::array registry{
+      Engine{"select", "one thread, select(2)", run_loop_engine},
+      Engine{"poll", "one thread, poll(2)", run_loop_engine},
+      Engine{"epoll", "one thread, epoll(7)", run_loop_engine},
+      Engine{"threads", "a thread with blocking calls per connection", run_thread_engine}};
+  return registry;
+}
+
+const Engine& find_engine(std::string_view name) {
+  return *std::find_if(engines().begin(), engines().end(),
+                       [&](const Engine& engine) { return engine.name == name; });
+}
+
+}  // namespace c10k

@@ -1,0 +1,28 @@
+// The engines: ways to drive many connections from one process.
+#pragma once
+
+#include <span>
+#include <string_view>
+
+namespace c10k {
+
+class Run;
+
+struct Engine {
+  std::string_view name;
+  std::string_view summary;
+  /// Carries out all phases of the run, and returns when nothing is in flight any more.
+  void (*run)(Run& run);
+};
+
+/// Every engine there is, in the order in which they are listed.
+[[nodiscard]] std::span<const Engine> engines();
+/// `name` is one of engines(): the options are checked when they are read.
+[[nodiscard]] const Engine& find_engine(std::string_view name);
+
+/// One function an engine, defined in the file of that name. The loop engine uses the poller that
+/// has the engine's name.
+void run_loop_engine(Run& run);
+void run_thread_engine(Run& run);
+
+}  // namespace c10k

@@ -1,0 +1,169 @@
+"""One cell: a server, a client against it, and everything that they and the kernel say about it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from matrix.counters import Snapshot
+from matrix.process import Child, Waiter, describe_exit
+from matrix.spec import Cell, Way
+from matrix.store import CELL_SCHEMA
+
+START_S = 10.0
+STOP_S = 15.0
+
+
+class CellFailed(Exception):
+    """The cell has no figures, and why."""
+
+
+class Tools:
+    """The two programs, and what the server says it can do on this host."""
+
+    def __init__(self, folder: Path) -> None:
+        self.server = folder / "c10k-server"
+        self.client = folder / "c10k-client"
+        self.listed: dict[str, Any] = {}
+        self.list_error = ""
+
+    def ask(self) -> None:
+        """Asks the server for its list. Where it cannot answer, every cell is tried and says why."""
+        command = [str(self.server), "--list", "--json"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+            self.listed = json.loads(done.stdout)
+            if self.listed["schema"] != "c10k-list/1":
+                raise ValueError(f"its schema is {self.listed['schema']!r}, not 'c10k-list/1'")
+        except (OSError, subprocess.TimeoutExpired, ValueError, KeyError, TypeError) as error:
+            self.listed = {}
+            self.list_error = f"{' '.join(command)}: {error}"
+
+    def unsupported(self, way: Way) -> str:
+        """Why this way cannot be measured here; empty when it can."""
+        if way.kind not in self.listed:
+            return ""
+        for entry in self.listed[way.kind]:
+            if entry["name"] == way.needs:
+                return "" if entry["available"] else entry["reason"] or "not available here"
+        return f"this c10k-server has no {way.needs} among its {way.kind}"
+
+
+def run(cell: Cell, tools: Tools, waiter: Waiter) -> dict[str, Any]:
+    """Measures one cell and gives its record. Raises only Interrupted."""
+    server_options = ["--listen", "127.0.0.1:0", *cell.way.server]
+    client_options = ["--workload", cell.workload.kind, *cell.workload.client]
+    record: dict[str, Any] = {
+        "schema": CELL_SCHEMA,
+        "way": cell.way.name,
+        "workload": cell.workload.name,
+        "repetition": cell.repetition,
+        "order": cell.order,
+        "status": "ok",
+        "reason": tools.unsupported(cell.way),
+        "server_options": server_options,
+        "client_options": client_options,
+        "client": None,
+        "server": None,
+        "netstat": {},
+        "host_cpu": None,
+        "other_cpu": 0.0,
+        "started_at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+        "elapsed_s": 0.0,
+    }
+    if record["reason"]:
+        record["status"] = "unsupported"
+        return record
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="c10k-cell-", ignore_cleanup_errors=True) as folder:
+        try:
+            _measure(record, cell, tools, waiter, Path(folder))
+        except (CellFailed, OSError, subprocess.SubprocessError) as error:
+            record["status"] = "failed"
+            record["reason"] = str(error)
+            if isinstance(error, OSError) and error.filename:
+                record["reason"] = f"{Path(error.filename).name}: {error.strerror}"
+    record["elapsed_s"] = round(time.monotonic() - started, 3)
+    return record
+
+
+def _measure(record: dict[str, Any], cell: Cell, tools: Tools, waiter: Waiter, folder: Path) -> None:
+    report, result = folder / "server.json", folder / "client.json"
+    argv = [str(tools.server), *record["server_options"], "--report", str(report)]
+    with Child(argv, folder, "server", pipe_stdout=True) as server:
+        target = _listening(server, waiter)
+        argv = [str(tools.client), "--target", target, *record["client_options"],
+                "--progress", "off", "--json", str(result)]
+        before = Snapshot.take()
+        with Child(argv, folder, "client") as client:
+            finished = client.ended(waiter, time.monotonic() + cell.workload.limit_s, server)
+            after = Snapshot.take()
+            code = client.end()
+        record["netstat"] = after.netstat_since(before)
+        record["host_cpu"] = after.host_cpu_since(before)
+        record["other_cpu"] = after.other_cpu_since(before, {server.group, client.group})
+        record["client"] = _read(result)
+        gone = server.ended(waiter, time.monotonic())
+        stop_problem = "" if gone else _stop(server, waiter)
+        record["server"] = _read(report)
+
+        if gone:
+            exit_text = describe_exit(server.end())
+            who = "server ended during the load,"
+            raise CellFailed(_problem(who, exit_text, server.last_words(), "no message"))
+        if not finished:
+            raise CellFailed(f"client did not end within {cell.workload.limit_s:g} s: killed")
+        # 1 is a client that counted failed attempts: its result is whole, and they stand in the row.
+        if code not in (0, 1) or record["client"] is None:
+            raise CellFailed(_problem("client", describe_exit(code), client.last_words(), "no result"))
+        if stop_problem:
+            raise CellFailed(stop_problem)
+        if record["server"] is None:
+            raise CellFailed(_problem("server", "exit code 0", server.last_words(), "no report"))
+        if missing := [key for key in ("totals", "books") if key not in record["server"]]:
+            raise CellFailed(f"server: its report has no {missing[0]}")
+
+
+def _problem(who: str, exit_text: str, last_words: str, otherwise: str) -> str:
+    return f"{who} {exit_text}: {last_words or otherwise}"
+
+
+def _listening(server: Child, waiter: Waiter) -> str:
+    line = server.first_line(waiter, time.monotonic() + START_S)
+    if line is None:
+        # Its stdout has ended or nothing came in time; an exit may be a moment behind the end of stdout.
+        if server.ended(waiter, time.monotonic() + 1):
+            exit_text = describe_exit(server.end())
+            raise CellFailed(_problem("server", exit_text, server.last_words(), "no message"))
+        raise CellFailed(f"server did not say 'listening' within {START_S:g} s: killed")
+    word, _, target = line.partition(" ")
+    if word != "listening" or ":" not in target:
+        raise CellFailed(f"server: its first line is {line[:60]!r}, not 'listening HOST:PORT'")
+    return target
+
+
+def _stop(server: Child, waiter: Waiter) -> str:
+    """Ends the server in the orderly way; gives what went wrong with that, or nothing."""
+    server.terminate()
+    if not server.ended(waiter, time.monotonic() + STOP_S):
+        return f"server did not end within {STOP_S:g} s of SIGTERM: killed"
+    code = server.end()
+    return _problem("server", describe_exit(code), server.last_words(), "no message") if code else ""
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON object that a program wrote; None when it wrote none."""
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise CellFailed(f"{path.stem}: its JSON does not parse: {error}") from None
+    if not isinstance(data, dict):
+        raise CellFailed(f"{path.stem}: its JSON is no object")
+    return data

@@ -1,0 +1,59 @@
+"""The rows for other programs: JSON, CSV, and the table as a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from matrix import table
+from matrix.rows import sections
+from matrix.store import Run, StoreError
+
+CHARACTER = 20 * 0.61  # width in rich's pictures: its font size by its aspect ratio
+INDENTED = re.compile(r'x="([\d.]+)" y="([\d.]+)" textLength="([\d.]+)"([^>]*)>((?:&#160;)+)(?=[^<&])')
+
+
+def as_json(run: Run) -> str:
+    rows = [asdict(row) for section in sections(run) for row in section.rows]
+    return json.dumps({"schema": "c10k-rows/1", "run": str(run.path), "rows": rows}, indent=1) + "\n"
+
+
+def as_csv(run: Run) -> str:
+    out = io.StringIO()
+    rows = [asdict(row) for section in sections(run) for row in section.rows]
+    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        for key in ("failed_attempts", "server_errors"):
+            row[key] = ";".join(f"{name}={count}" for name, count in row[key].items())
+        writer.writerow(row)
+    return out.getvalue()
+
+
+def _indent_by_place(match: re.Match[str]) -> str:
+    """A line's leading spaces as a place to start: some renderers leave them out."""
+    x, y, length, attributes, spaces = match.groups()
+    shift = CHARACTER * spaces.count(";")
+    return f'x="{float(x) + shift:g}" y="{y}" textLength="{float(length) - shift:g}"{attributes}>'
+
+
+def write_svg(run: Run, target: Path) -> None:
+    console = Console(
+        record=True, width=table.WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor"
+    )
+    table.show(run, console)
+    svg = console.export_svg(title="experiments/inspect", unique_id="table")
+    # rich names a font and where on the network to fetch it; a picture in a README fetches nothing.
+    svg = re.sub(r"\s*@font-face\s*{[^}]*}", "", svg)
+    svg = svg.replace("Fira Code, monospace", "ui-monospace, 'DejaVu Sans Mono', monospace")
+    svg = INDENTED.sub(_indent_by_place, svg)
+    try:
+        target.write_text(svg)
+    except OSError as error:
+        raise StoreError(f"{target}: {error.strerror}") from None

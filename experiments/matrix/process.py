@@ -1,0 +1,171 @@
+"""Child processes that cannot outlive this program, and the one place where it waits."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+
+_PR_SET_PDEATHSIG = 1
+# Loaded before any fork: between fork and exec nothing may be imported.
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM arrived. Raised only where this program waits, never between two statements."""
+
+
+class Waiter:
+    """Waits for descriptors until a deadline, keeps the progress line moving meanwhile, and turns
+    SIGINT and SIGTERM into Interrupted."""
+
+    def __init__(self, tick: Callable[[], None] | None = None) -> None:
+        self._tick = tick
+        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        # The handlers do nothing: the number of the signal arrives in the pipe.
+        self._handlers = {
+            number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+
+    def __enter__(self) -> Waiter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        os.close(self._read)
+        os.close(self._write)
+
+    def until(self, descriptors: Iterable[int], deadline: float) -> set[int]:
+        """The descriptors that are ready; none when time.monotonic() has reached the deadline."""
+        poll = select.poll()
+        poll.register(self._read, select.POLLIN)
+        for descriptor in descriptors:
+            poll.register(descriptor, select.POLLIN)
+        while True:
+            left = deadline - time.monotonic()
+            step = min(left, 0.25) if self._tick else left
+            ready = {descriptor for descriptor, _ in poll.poll(max(step, 0) * 1000)}
+            if self._read in ready:
+                raise Interrupted
+            if ready or left <= 0:
+                return ready
+            if self._tick:
+                self._tick()
+
+    def check(self) -> None:
+        """Raises Interrupted if a signal has arrived."""
+        self.until((), time.monotonic())
+
+
+class Child:
+    """One program in a session of its own, so that Ctrl-C on the terminal reaches only us, and so that
+    whatever it forked ends with it. The kernel kills it when this process dies, however that happens."""
+
+    def __init__(self, argv: list[str], folder: Path, name: str, pipe_stdout: bool = False) -> None:
+        self.name = name
+        self._errors = folder / f"{name}.stderr"
+        parent = os.getpid()
+
+        def die_with_parent() -> None:
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            # The parent may have died before the request was in place; then no signal would come.
+            if os.getppid() != parent:
+                os._exit(1)
+
+        with self._errors.open("wb") as errors:
+            self._process = subprocess.Popen(
+                argv,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if pipe_stdout else subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        # Not reaped yet, so the number cannot have been reused.
+        self.pidfd = os.pidfd_open(self._process.pid)
+        self._ended = False
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.end()
+
+    @property
+    def group(self) -> int:
+        return self._process.pid
+
+    def first_line(self, waiter: Waiter, deadline: float) -> str | None:
+        """The first line on stdout; None when the child ended or the deadline passed before it."""
+        assert self._process.stdout is not None
+        stdout, line = self._process.stdout.fileno(), b""
+        while b"\n" not in line:
+            if stdout not in waiter.until((stdout,), deadline):
+                return None
+            chunk = os.read(stdout, 4096)
+            if not chunk:
+                return None
+            line += chunk
+        return line.split(b"\n", 1)[0].decode(errors="replace")
+
+    def ended(self, waiter: Waiter, deadline: float, *others: Child) -> bool:
+        """Waits until this child ends (true), or one of the others does, or the deadline passes."""
+        watched = {child.pidfd: child for child in (self, *others)}
+        pipes = {
+            child._process.stdout.fileno(): child for child in watched.values() if child._process.stdout
+        }
+        while True:
+            ready = waiter.until((*watched, *pipes), deadline)
+            if self.pidfd in ready or not ready:
+                return self.pidfd in ready
+            if ready & watched.keys():
+                return False
+            for descriptor in ready:
+                # What a child prints later is of no interest, but a full pipe would stop it.
+                if not os.read(descriptor, 65536):
+                    del pipes[descriptor]
+
+    def terminate(self) -> None:
+        signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
+
+    def end(self) -> int:
+        """Kills what is left of the group, reaps the child, and gives its exit code as subprocess does."""
+        if not self._ended:
+            # Before the child is reaped: until then the group's number belongs to nobody else.
+            try:
+                os.killpg(self.group, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            self._process.wait()
+            os.close(self.pidfd)
+            if self._process.stdout:
+                self._process.stdout.close()
+            self._ended = True
+        return self._process.returncode
+
+    def last_words(self) -> str:
+        """The last line on stderr that is not empty, or nothing."""
+        with self._errors.open("rb") as file:
+            file.seek(max(0, self._errors.stat().st_size - 4096))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+        return next((line for line in reversed(lines) if line), "")
+
+
+def describe_exit(code: int) -> str:
+    if code < 0:
+        try:
+            return f"killed by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"killed by signal {-code}"
+    return f"exit code {code}"

@@ -1,0 +1,44 @@
+"""Runs the cells one after the other, and ends well however it ends."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from matrix import cell as cells_module
+from matrix import store, table
+from matrix.cell import Tools
+from matrix.process import Interrupted, Waiter
+from matrix.progress import Progress
+from matrix.spec import Cell
+
+PROGRAM = "run_matrix"
+
+
+def run(path: Path, cells: list[Cell], left: list[Cell], tools: Tools, recorder: store.Recorder) -> int:
+    """Measures what is left of the cells, prints the table, and gives the exit code."""
+    problem = ""
+    if tools.list_error:
+        print(f"{PROGRAM}: what is unsupported is unknown: {tools.list_error}", file=sys.stderr)
+    with Progress(Console(stderr=True), cells, left) as progress, Waiter(progress.tick) as waiter:
+        try:
+            for cell in left:
+                waiter.check()
+                progress.begin(cell)
+                record = cells_module.run(cell, tools, waiter)
+                recorder.append(record)
+                progress.done(cell, record)
+        except Interrupted:
+            problem = f"interrupted; go on with: experiments/run_matrix --resume {path}"
+        except store.StoreError as error:
+            problem = str(error)
+    recorded = store.load(path)
+    table.show(recorded, Console())
+    failed = sum(cell["status"] == "failed" for cell in recorded.cells)
+    if not problem and failed:
+        problem = f"{failed} of {len(recorded.cells)} cells failed; their rows say why"
+    if problem:
+        print(f"{PROGRAM}: {problem}", file=sys.stderr)
+    return 1 if problem else 0

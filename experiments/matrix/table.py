@@ -1,0 +1,230 @@
+"""The table as a person reads it: in 80 columns of a terminal, or as Markdown.
+
+Laid out here and not by rich's Table: a row that has a reason instead of figures spans the columns,
+and nothing may be wrapped or cut but a way's name and a reason."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.text import Text
+
+from matrix import facts
+from matrix.rows import Row, Section, faults_text, sections
+from matrix.store import Run
+
+WIDTH = 80
+CLIENT_LIMIT = 0.95  # of one CPU: from here on the client may be what limits
+
+
+@dataclass(frozen=True)
+class Column:
+    head: tuple[str, str]
+    text: Callable[[Row], str]
+
+
+def _number(value: float | None) -> str:
+    """Three significant digits are more than the repetitions agree on."""
+    if value is None:
+        return "-"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else _number(value / 1000)
+
+
+def _ratio(row: Row, baseline: str) -> str:
+    if row.way == baseline:
+        return "1.00 base"
+    if row.ratio is None:
+        return "-"
+    return f"{row.ratio:.2f}" + ("~" if row.difference_seen is False else " ") + "    "
+
+
+def _cpu(row: Row) -> str:
+    if row.worker_cpu_us is None:
+        return "-"
+    if not row.acceptor_cpu_us:
+        return _number(row.worker_cpu_us)
+    return f"{_number(row.acceptor_cpu_us)}+{_number(row.worker_cpu_us)}"
+
+
+def _columns(section: Section, baseline: str) -> list[Column]:
+    per = {"connection": "us/conn", "request": "us/req"}[section.figure.per]
+    return [
+        Column(section.figure.title, lambda row: _number(row.median)),
+        Column(("", "±"), lambda row: "-" if row.spread is None else f"{row.spread:.0%}"),
+        Column(("ratio to", baseline), lambda row: _ratio(row, baseline)),
+        Column(("p50", "ms"), lambda row: _milliseconds(row.latency_p50_us)),
+        Column(("p99", "ms"), lambda row: _milliseconds(row.latency_p99_us)),
+        Column(("CPU a+w", per), _cpu),
+        Column(("", "faults"), lambda row: f"{row.faults:,}"),
+    ]
+
+
+def _short(way: str, width: int) -> str:
+    """A way's name without the keys of its options, and cut if that is still too long."""
+    if len(way) > width and ":" in way:
+        method, options = way.split(":", 1)
+        way = f"{method}:" + ",".join(option.split("=", 1)[-1] for option in options.split(","))
+    return way if len(way) <= width else way[: width - 1] + "…"
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _section(section: Section, baseline: str) -> list[Text]:
+    columns = _columns(section, baseline)
+    figures = {row.way: [column.text(row) for column in columns] for row in section.rows if row.repetitions}
+    widths = [
+        max([len(part) for part in column.head] + [len(texts[index]) for texts in figures.values()])
+        for index, column in enumerate(columns)
+    ]
+    names = max([len("way")] + [len(row.way) for row in section.rows])
+    gap = 2 if names + sum(widths) + 2 * len(widths) <= WIDTH else 1
+    names = min(names, WIDTH - sum(widths) - gap * len(widths))
+
+    def line(name: str, texts: list[str]) -> str:
+        cells = [text.rjust(width) for text, width in zip(texts, widths)]
+        return (" " * gap).join([name.ljust(names), *cells])
+
+    lines = [Text(f"{section.workload.name}: {section.workload.summary}", style="bold cyan")]
+    for half in (0, 1):
+        heads = [column.head[half] for column in columns]
+        lines.append(Text(line("way" if half else "", heads), style="bold"))
+    for row in section.rows:
+        name = _short(row.way, names)
+        if row.repetitions:
+            style = "red" if row.faults else "bold" if row.way == baseline else ""
+            lines.append(Text(line(name, figures[row.way]).rstrip(), style=style))
+        else:
+            text = f"{name.ljust(names)}{' ' * gap}{row.status}: {' '.join(row.reason.split())}"
+            lines.append(Text(_cut(text, WIDTH), style="red" if row.status == "failed" else "yellow"))
+    return lines
+
+
+def _explained(all_sections: list[Section]) -> list[str]:
+    """What stands behind the rows' faults and reasons, in full; said once where workloads agree."""
+    said: dict[tuple[str, str], list[str]] = {}
+    for section in all_sections:
+        for row in section.rows:
+            parts = [faults_text(row)] if row.faults else []
+            if row.reason and row.repetitions:
+                missing = row.repetitions_without_value
+                of_all = f"{missing} of {missing + row.repetitions} repetitions"
+                parts.append(f"{of_all} have no figure: {row.reason}")
+            elif row.reason and row.status != "not run":
+                parts.append(f"{row.status}: {row.reason}")
+            if parts:
+                said.setdefault((row.way, "; ".join(parts)), []).append(section.workload.name)
+    ways: dict[tuple[str, str], list[str]] = {}
+    for (way, text), loads in said.items():
+        ways.setdefault((", ".join(loads), " ".join(text.split())), []).append(way)
+    return [f"{', '.join(names)} ({loads}): {text}" for (loads, text), names in ways.items()]
+
+
+def _context(run: Run, all_sections: list[Section]) -> list[str]:
+    """What must be known to read the figures, a paragraph each."""
+    meta, matrix = run.meta, run.meta["matrix"]
+    cores = meta["host"]["cores"]
+    limits = [
+        f"{section.workload.name} {section.unseen_below:.0%}"
+        for section in all_sections
+        if section.unseen_below is not None
+    ]
+    seen = (
+        f"Differences to {matrix['baseline']} under about {', '.join(limits)} are not seen by this run."
+        if limits
+        else "Without two repetitions of the baseline and of another way no difference can be told from noise."
+    )
+    limited: dict[str, list[str]] = {}
+    for section in all_sections:
+        for row in section.rows:
+            if (row.client_cpu_share or 0) >= CLIENT_LIMIT:
+                limited.setdefault(section.workload.name, []).append(row.way)
+    rows = {section.workload.name: len(section.rows) for section in all_sections}
+    every = {load: "every way" if len(ways) == rows[load] else ", ".join(ways) for load, ways in limited.items()}
+    who = "; ".join(f"{load}: {ways}" for load, ways in every.items())
+    revision = (meta["source"]["revision"] or "unknown")[:12]
+    found = facts.flags(meta, run.cells)
+    planned = matrix["repetitions"] * sum(rows.values())
+    if len(run.cells) < planned:
+        found.append(f"interrupted: {len(run.cells)} of {planned} cells are recorded (go on: run_matrix --resume)")
+    paragraphs = [
+        f"Median of {matrix['repetitions']} repetition{'s' * (matrix['repetitions'] > 1)}; ± is half their "
+        "range. The ratio is the median of those within a repetition; ~ means no difference seen. "
+        + seen,
+        "CPU is the server's, acceptor + workers (one figure: one process), start and end included.",
+        f"Client and server share {cores} cores; {meta['client_shape']}. Compare only within this load.",
+        f"Seed {meta['seed']}, {meta['started_at'][:16]} UTC, revision {revision}, "
+        f"{meta['build']['cmake_build_type'] or 'unknown'} build.",
+        f"Host: {facts.one_line(meta['host'])}.",
+        "Flags: " + ("; ".join(found) if found else "none") + ".",
+    ]
+    if who:
+        used = f"The client used {CLIENT_LIMIT:.0%} of a CPU or more, so it may be the limit, in"
+        paragraphs.insert(3, f"{used} {who}.")
+    if any(section.figure.lower_is_better for section in all_sections):
+        what = "hold: its latency is of the echoes while all are connected"
+        paragraphs.insert(2, f"{what}; a ratio below 1 is faster.")
+    return paragraphs + [f"Note: {remark}." for remark in run.remarks]
+
+
+def _shown_path(run: Run) -> str:
+    path = run.path.resolve()
+    return str(path.relative_to(facts.ROOT)) if path.is_relative_to(facts.ROOT) else str(path)
+
+
+def lines(run: Run) -> list[Text]:
+    """The whole table, each line at most WIDTH columns."""
+    found: list[Text] = []
+    all_sections = sections(run)
+    for section in all_sections:
+        found += [*_section(section, run.meta["matrix"]["baseline"]), Text("")]
+
+    def paragraph(text: str, style: str = "") -> None:
+        for part in textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False):
+            found.append(Text(part, style=style))
+
+    for note in _explained(all_sections):
+        paragraph(f"! {note}", "red")
+    for text in _context(run, all_sections):
+        paragraph(text, "dim")
+    # Not wrapped: a path is for copying.
+    found.append(Text(f"Data: {_shown_path(run)}", style="dim"))
+    return found
+
+
+def show(run: Run, console: Console) -> None:
+    for line in lines(run):
+        console.print(line, no_wrap=True, overflow="ignore", crop=False, highlight=False)
+
+
+def markdown(run: Run) -> str:
+    baseline = run.meta["matrix"]["baseline"]
+    all_sections = sections(run)
+    parts: list[str] = []
+    for section in all_sections:
+        columns = _columns(section, baseline)
+        heads = ["way", *(" ".join(filter(None, column.head)) for column in columns)]
+        parts += [f"**{section.workload.name}**: {section.workload.summary}", ""]
+        parts += [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * len(columns)]
+        for row in section.rows:
+            if row.repetitions:
+                texts = [column.text(row).strip() for column in columns]
+            else:
+                reason = " ".join(row.reason.split()).replace("|", "\\|")
+                texts = [f"{row.status}: {reason}", *[""] * (len(columns) - 1)]
+            parts.append(f"| `{row.way}` | {' | '.join(texts)} |")
+        parts.append("")
+    parts += [f"- {note}" for note in _explained(all_sections)]
+    parts += [f"- {text}" for text in _context(run, all_sections)]
+    parts.append(f"- Data: `{_shown_path(run)}`")
+    return "\n".join(parts) + "\n"

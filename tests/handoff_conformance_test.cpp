@@ -1,0 +1,276 @@
+// What every hand-off method must do, over the whole registry: a new method is tested by existing.
+#include <fcntl.h>
+#include <sys/resource.h>
+
+#include <chrono>
+
+#include "ipc/registry.hpp"
+#include "tests/support.hpp"
+
+namespace c10k::testing {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+class HandoffMethods : public ::testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    configured_ = configure_handoff_method(GetParam());
+    const Support support = configured_.method->probe();
+    if (!support.available) GTEST_SKIP() << GetParam() << " is unsupported, because " << support.reason;
+    before_ = open_descriptors();
+    listener_ = listen_tcp(SocketAddress::loopback_source(1),
+                           {.backlog = 512, .reuse_port = configured_.entry->listener_per_worker});
+  }
+
+  void TearDown() override {
+    if (IsSkipped()) return;
+    listener_.reset();
+    configured_ = {};
+    EXPECT_EQ(open_descriptors(), before_) << "descriptors leaked";
+  }
+
+  [[nodiscard]] LinkRequest request() const {
+    LinkRequest request;
+    request.listener = listener_.get();
+    request.listen_options.reuse_port = configured_.entry->listener_per_worker;
+    return request;
+  }
+  [[nodiscard]] HandoffMethod& method() { return *configured_.method; }
+  [[nodiscard]] bool has_sink() const { return !configured_.entry->kernel_dispatches; }
+
+  /// A connection on its way to the worker: handed over, or made to its listener.
+  OwnedFd deliver(LinkedWorker& worker, std::uint64_t id, std::string_view first_bytes) {
+    if (!worker.has_sink()) {
+      OwnedFd client = connect_to(SocketAddress::local(listener_.get()));
+      send_text(client.get(), first_bytes);
+      return client;
+    }
+    TcpPair pair = tcp_pair();
+    send_text(pair.client.get(), first_bytes);
+    const Handover handover{pair.accepted.get(), {.id = id, .accepted_ns = monotonic_ns()}};
+    EXPECT_EQ(worker.sink().send({&handover, 1}).taken, 1U);
+    worker.hear();  // received: the copy may be closed
+    return std::move(pair.client);
+  }
+
+  /// Offers all of `batch`, waiting for room as often as it takes; false when the channel closed.
+  static bool send_all(ConnectionSink& sink, std::span<const Handover> batch) {
+    const auto deadline = Clock::now() + std::chrono::milliseconds(patience_ms);
+    while (!batch.empty() && Clock::now() < deadline) {
+      const SendResult result = sink.send(batch);
+      batch = batch.subspan(result.taken);
+      if (result.state == Channel::closed) return false;
+      if (result.state == Channel::more) continue;
+      pollfd wait{sink.writable_fd(), POLLOUT, 0};
+      (void)::poll(&wait, 1, 1);
+    }
+    return batch.empty();
+  }
+
+  /// `count` connections with ids of their own; one descriptor serves for all.
+  static std::vector<Handover> numbered(int fd, std::size_t count) {
+    std::vector<Handover> batch(count, Handover{fd, {}});
+    for (std::size_t i = 0; i < count; ++i) batch[i].tag.id = i;
+    return batch;
+  }
+
+  ConfiguredMethod configured_;
+  OwnedFd listener_;
+  std::size_t before_ = 0;
+};
+
+std::vector<std::string> method_names() {
+  std::vector<std::string> names;
+  for (const MethodEntry& entry : handoff_methods()) names.emplace_back(entry.name);
+  return names;
+}
+
+std::string readable(const ::testing::TestParamInfo<std::string>& info) {
+  std::string name = info.param;
+  std::replace_if(name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Registry, HandoffMethods, ::testing::ValuesIn(method_names()), readable);
+
+TEST_P(HandoffMethods, BytesRoundTripAndUnreadBytesArrive) {
+  LinkedWorker worker(method(), request(), [&](ConnectionSource& source, int control) {
+    const bool all = receive_all(source, 3, [&](Received& connection) {
+      say(control, 'r');
+      const std::string text = read_text(connection.fd.get(), 5);
+      send_text(connection.fd.get(), text + "!");
+    });
+    return all ? 0 : 1;
+  });
+  for (int i = 0; i < 3; ++i) {
+    const std::string sent = fmt::format("ping{}", i);
+    const OwnedFd client = deliver(worker, static_cast<std::uint64_t>(i), sent);
+    EXPECT_EQ(read_text(client.get(), 6), sent + "!");
+    EXPECT_EQ(read_text(client.get(), 1), "") << "a copy is still open somewhere";
+  }
+  EXPECT_EQ(worker.exit_code(), 0);
+}
+
+TEST_P(HandoffMethods, ArrivesCloseOnExecAndNonBlockingAndIsCountedBack) {
+  LinkedWorker worker(method(), request(), [&](ConnectionSource& source, int control) {
+    const std::size_t before = open_descriptors();
+    int code = 0;
+    const bool all = receive_all(source, 2, [&](Received& connection) {
+      say(control, 'r');
+      if ((::fcntl(connection.fd.get(), F_GETFD) & FD_CLOEXEC) == 0) code = 2;
+      if ((::fcntl(connection.fd.get(), F_GETFL) & O_NONBLOCK) == 0) code = 3;
+    });
+    if (open_descriptors() != before) code = 4;
+    return all ? code : 1;
+  });
+  for (std::uint64_t i = 0; i < 2; ++i) deliver(worker, i, "x");
+  EXPECT_EQ(worker.exit_code(), 0);
+}
+
+TEST_P(HandoffMethods, KernelDispatchHasNoSinkAndEverythingElseHasOne) {
+  LinkedWorker worker(method(), request(), [](ConnectionSource&, int) { return 0; });
+  EXPECT_EQ(worker.has_sink(), has_sink());
+}
+
+// From here on: methods with a sink.
+
+TEST_P(HandoffMethods, KeepsOrderAndTagsAcrossBatches) {
+  if (!has_sink()) GTEST_SKIP() << "the kernel dispatches: nothing is sent";
+  constexpr std::size_t count = 700;
+  LinkedWorker worker(method(), request(), [&](ConnectionSource& source, int) {
+    std::uint64_t expected = 0;
+    int code = 0;
+    const bool all = receive_all(source, count, [&](Received& connection) {
+      if (connection.tag.id != expected) code = 2;
+      if (connection.tag.accepted_ns != static_cast<std::int64_t>(1000 + expected)) code = 3;
+      if (connection.tag.attempt != expected % 3) code = 4;
+      ++expected;
+    });
+    return all ? code : 1;
+  });
+  const TcpPair pair = tcp_pair();
+  std::vector<Handover> batch(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    batch[i] = {pair.accepted.get(), {i, static_cast<std::int64_t>(1000 + i), static_cast<std::uint32_t>(i % 3)}};
+  }
+  EXPECT_TRUE(send_all(worker.sink(), batch));
+  EXPECT_EQ(worker.exit_code(), 0);
+}
+
+TEST_P(HandoffMethods, BatchesAtTheKernelsLimit) {
+  if (!has_sink()) GTEST_SKIP() << "the kernel dispatches: nothing is sent";
+  const TcpPair pair = tcp_pair();
+  for (const std::size_t count : {1U, 253U, 254U, 507U}) {
+    LinkedWorker worker(method(), request(), [&](ConnectionSource& source, int) {
+      return receive_all(source, count, [](Received&) {}) ? 0 : 1;
+    });
+    EXPECT_TRUE(send_all(worker.sink(), numbered(pair.accepted.get(), count))) << count;
+    EXPECT_EQ(worker.exit_code(), 0) << count;
+  }
+}
+
+TEST_P(HandoffMethods, FullChannelBlocksNobodyAndLosesNothing) {
+  if (!has_sink()) GTEST_SKIP() << "the kernel dispatches: nothing is sent";
+  constexpr std::size_t most = 200'000;
+  LinkedWorker worker(method(), request(), [&](ConnectionSource& source, int control) {
+    if (hear(control) != 'g') return 1;
+    // The test says by the tag of the last one when all have come.
+    bool last = false;
+    std::uint64_t expected = 0;
+    int code = 0;
+    while (!last) {
+      if (!receive_all(source, 1, [&](Received& connection) {
+            if (connection.tag.id != expected++) code = 2;
+            last = last || connection.tag.attempt == 99;
+          })) {
+        return 1;
+      }
+    }
+    return code;
+  });
+  const TcpPair pair = tcp_pair();
+  std::uint64_t sent = 0;
+  SendResult result;
+  while (sent < most) {  // nobody receives yet
+    const Handover one{pair.accepted.get(), {.id = sent}};
+    result = worker.sink().send({&one, 1});
+    if (result.taken == 0) break;
+    ++sent;
+  }
+  ASSERT_LT(sent, most) << "the channel is never full";
+  EXPECT_TRUE(result.state == Channel::would_block || result.state == Channel::starved);
+  worker.tell('g');
+  std::vector<Handover> rest(50, Handover{pair.accepted.get(), {}});
+  for (Handover& handover : rest) handover.tag.id = sent++;
+  rest.back().tag.attempt = 99;
+  EXPECT_TRUE(send_all(worker.sink(), rest));
+  EXPECT_EQ(worker.exit_code(), 0);
+}
+
+TEST_P(HandoffMethods, DeathOfTheWorkerIsAnErrorAndNotAHang) {
+  if (!has_sink()) GTEST_SKIP() << "the kernel dispatches: nothing is sent";
+  LinkedWorker worker(method(), request(), [](ConnectionSource&, int control) { return hear(control) == 0; });
+  const TcpPair pair = tcp_pair();
+  const Handover one{pair.accepted.get(), {}};
+  EXPECT_EQ(worker.sink().send({&one, 1}).taken, 1U);
+  worker.child().signal(SIGKILL);
+  EXPECT_EQ(worker.exit_code(), 128 + SIGKILL);
+  const auto deadline = Clock::now() + std::chrono::milliseconds(patience_ms);
+  Channel state = Channel::more;
+  while (state != Channel::closed && Clock::now() < deadline) state = worker.sink().send({&one, 1}).state;
+  EXPECT_EQ(state, Channel::closed);
+  // What was under way is gone with the channel: only the test's own descriptor keeps it open.
+  worker.drop_sink();
+}
+
+TEST_P(HandoffMethods, UndeliveredConnectionsEndWithTheSink) {
+  if (!has_sink()) GTEST_SKIP() << "the kernel dispatches: nothing is sent";
+  LinkedWorker worker(method(), request(), [](ConnectionSource&, int control) { return hear(control) == 0; });
+  TcpPair pair = tcp_pair();
+  const Handover one{pair.accepted.get(), {}};
+  EXPECT_EQ(worker.sink().send({&one, 1}).taken, 1U);
+  worker.child().signal(SIGKILL);
+  EXPECT_EQ(worker.exit_code(), 128 + SIGKILL);
+  worker.drop_sink();
+  pair.accepted.reset();
+  EXPECT_EQ(read_text(pair.client.get(), 1), "") << "someone still holds the connection";
+}
+
+TEST_P(HandoffMethods, WorkerAtItsDescriptorLimitRefusesAndKeepsNothing) {
+  if (!has_sink()) GTEST_SKIP() << "the kernel dispatches: nothing is sent";
+  LinkedWorker worker(method(), request(), [&](ConnectionSource& source, int control) {
+    const std::size_t before = open_descriptors();
+    // Room for one more number than are open, one of which the count itself uses for its folder.
+    rlimit limit{};
+    ::getrlimit(RLIMIT_NOFILE, &limit);
+    const rlimit low{static_cast<rlim_t>(::fcntl(0, F_DUPFD_CLOEXEC, 0)) + 1, limit.rlim_max};
+    ::close(static_cast<int>(low.rlim_cur) - 1);
+    ::setrlimit(RLIMIT_NOFILE, &low);
+    std::size_t refused = 0;
+    std::size_t received = 0;
+    Slots slots;
+    while (refused + received < 8) {
+      if (!wait_readable(source.fd())) return 1;
+      const ReceiveResult result = source.receive(slots);
+      if (result.state == Channel::closed) return 2;
+      refused += result.refused;
+      received += result.received;
+      for (std::size_t i = 0; i < result.received; ++i) slots[i].fd.reset();
+    }
+    ::setrlimit(RLIMIT_NOFILE, &limit);
+    if (open_descriptors() != before) return 3;
+    if (refused == 0) return 4;
+    say(control, 'd');
+    return receive_all(source, 1, [](Received&) {}) ? 0 : 5;
+  });
+  const TcpPair pair = tcp_pair();
+  const std::vector<Handover> batch = numbered(pair.accepted.get(), 9);
+  EXPECT_TRUE(send_all(worker.sink(), {batch.data(), 8}));
+  EXPECT_EQ(worker.hear(), 'd');
+  EXPECT_TRUE(send_all(worker.sink(), {batch.data() + 8, 1})) << "the channel must still work";
+  EXPECT_EQ(worker.exit_code(), 0);
+}
+
+}  // namespace
+}  // namespace c10k::testing

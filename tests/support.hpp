@@ -1,0 +1,150 @@
+// Support for tests: connections over loopback, children that are always reaped, counts of descriptors.
+#pragma once
+
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <array>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <utility>
+
+#include "ipc/handoff.hpp"
+#include "ipc/process.hpp"
+#include "ipc/socket.hpp"
+#include "ipc/syscall.hpp"
+
+namespace c10k::testing {
+
+/// How long anything may take that is expected to happen at once. A bound for broken code, not a wait.
+inline constexpr int patience_ms = 20'000;
+
+inline std::size_t open_descriptors() {
+  const auto folder = std::filesystem::directory_iterator("/proc/self/fd");
+  return static_cast<std::size_t>(std::distance(begin(folder), end(folder)));
+}
+
+/// Waits until `fd` is readable; false when the patience ends.
+inline bool wait_readable(int fd) {
+  pollfd entry{fd, POLLIN, 0};
+  return retry_eintr([&] { return ::poll(&entry, 1, patience_ms); }) == 1;
+}
+
+/// A TCP connection over loopback: the client's blocking end and the accepted, non-blocking one.
+struct TcpPair {
+  OwnedFd client;
+  OwnedFd accepted;
+};
+
+inline OwnedFd connect_to(const SocketAddress& address) {
+  OwnedFd client(checked([&] { return ::socket(address.family(), SOCK_STREAM | SOCK_CLOEXEC, 0); }, "socket"));
+  const timeval patience{patience_ms / 1000, 0};
+  ::setsockopt(client.get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+  checked([&] { return ::connect(client.get(), address.data(), address.size()); }, "connect {}", address.text());
+  return client;
+}
+
+inline TcpPair tcp_pair() {
+  const OwnedFd listener = listen_tcp(SocketAddress::loopback_source(1), {.backlog = 1});
+  TcpPair pair;
+  pair.client = connect_to(SocketAddress::local(listener.get()));
+  EXPECT_TRUE(wait_readable(listener.get()));
+  pair.accepted = OwnedFd(checked(
+      [&] { return ::accept4(listener.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC); }, "accept4"));
+  return pair;
+}
+
+inline void send_text(int fd, std::string_view text) {
+  ASSERT_EQ(::send(fd, text.data(), text.size(), MSG_NOSIGNAL), static_cast<ssize_t>(text.size()));
+}
+
+/// Reads until `size` bytes or the end have come.
+inline std::string read_text(int fd, std::size_t size) {
+  std::string text(size, '\0');
+  std::size_t got = 0;
+  while (got < size) {
+    if (!wait_readable(fd)) break;
+    const ssize_t n = ::recv(fd, text.data() + got, size - got, 0);
+    if (n <= 0) break;
+    got += static_cast<std::size_t>(n);
+  }
+  text.resize(got);
+  return text;
+}
+
+/// A worker process that runs `body` on its end of a link, and the acceptor's end of it here.
+/// `body` reports by its exit code (0: well) and by bytes on its `control` socket.
+class LinkedWorker {
+ public:
+  using Body = std::function<int(ConnectionSource& source, int control)>;
+
+  LinkedWorker(HandoffMethod& method, const LinkRequest& request, const Body& body) {
+    const auto link = method.open(request);
+    auto [ours, theirs] = unix_pair(SOCK_SEQPACKET);
+    std::vector<int> keep = link->worker_descriptors();
+    keep.push_back(theirs.get());
+    child_ = ChildProcess::fork(
+        [&] {
+          const auto source = link->worker_end();
+          return body(*source, theirs.get());
+        },
+        keep, SIGKILL);
+    control_ = std::move(ours);
+    sink_ = link->acceptor_end();
+  }
+
+  [[nodiscard]] ConnectionSink& sink() { return *sink_; }
+  [[nodiscard]] bool has_sink() const { return sink_ != nullptr; }
+  void drop_sink() { sink_.reset(); }
+  [[nodiscard]] ChildProcess& child() { return child_; }
+  [[nodiscard]] int control() const { return control_.get(); }
+  void tell(char what) { ASSERT_EQ(::send(control_.get(), &what, 1, MSG_NOSIGNAL), 1); }
+  /// The child's next byte; 0 when it ended or the patience did.
+  char hear() {
+    char what = 0;
+    if (!wait_readable(control_.get()) || ::recv(control_.get(), &what, 1, 0) != 1) return 0;
+    return what;
+  }
+  [[nodiscard]] int exit_code() {
+    if (!wait_readable(child_.pidfd())) return -1;
+    const ChildExit exit = child_.wait();
+    return WIFEXITED(exit.status) ? WEXITSTATUS(exit.status) : 128 + WTERMSIG(exit.status);
+  }
+
+ private:
+  ChildProcess child_;
+  OwnedFd control_;
+  std::unique_ptr<ConnectionSink> sink_;
+};
+
+/// In the worker: says a byte to the test, and hears one (0 at the end).
+inline void say(int control, char what) { (void)!::send(control, &what, 1, MSG_NOSIGNAL); }
+inline char hear(int control) {
+  char what = 0;
+  if (!wait_readable(control) || ::recv(control, &what, 1, 0) != 1) return 0;
+  return what;
+}
+
+using Slots = std::array<Received, receive_room>;
+
+/// In the worker: receives until `count` have come or been refused, calling `each`; false when the
+/// source closed or stalled first.
+inline bool receive_all(ConnectionSource& source, std::size_t count, const std::function<void(Received&)>& each) {
+  Slots slots;
+  std::size_t seen = 0;
+  while (seen < count) {
+    if (!wait_readable(source.fd())) return false;
+    const ReceiveResult result = source.receive(slots);
+    if (result.state == Channel::closed) return false;
+    for (std::size_t i = 0; i < result.received; ++i) {
+      each(slots[i]);
+      slots[i].fd.reset();
+    }
+    seen += result.received + result.refused;
+  }
+  return true;
+}
+
+}  // namespace c10k::testing

@@ -1,0 +1,320 @@
+"""Tests of experiments/matrix: /usr/bin/python3 -m unittest tests/test_matrix.py
+
+They run experiments/run_matrix and experiments/inspect against a fake server and client, small scripts
+that a temporary folder holds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "experiments"))
+
+from matrix import rows, spec, stats, store, table  # noqa: E402
+
+BOUND_S = 30  # for whatever a test waits for; reached only when it fails
+
+MATRIX = """
+schema = "c10k-matrix/1"
+summary = "for tests"
+repetitions = 2
+baseline = "epoll"
+[server]
+strategies = ["epoll", "select"]
+methods = ["scm-stream", "inherited-listener:wait=exclusive,and=much,more=than,fits=there"]
+workers = 2
+[[workload]]
+name = "crr"
+kind = "crr"
+summary = "connect, one echo, close"
+client = ["--connections", "64"]
+limit_s = 20
+expected_s = 0.1
+[[workload]]
+name = "hold"
+kind = "hold"
+summary = "hold"
+client = ["--connections", "10000"]
+limit_s = 20
+expected_s = 0.1
+"""
+
+# What a fake does is told by files beside it: crash-WAY, hang, unsupported.
+SERVER = """#!/usr/bin/python3
+import json, pathlib, signal, sys
+here, argv = pathlib.Path(__file__).parent, sys.argv[1:]
+def option(name): return argv[argv.index(name) + 1] if name in argv else None
+if "--list" in argv:
+    away = "no permission: errno 1" if (here / "unsupported").exists() else ""
+    methods = [{"name": "scm-stream", "available": not away, "reason": away},
+               {"name": "inherited-listener", "available": True, "reason": ""}]
+    strategies = [{"name": name, "available": True, "reason": ""} for name in ("epoll", "select", "pool")]
+    print(json.dumps({"schema": "c10k-list/1", "strategies": strategies, "methods": methods}))
+    sys.exit()
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+if (here / f"crash-{option('--strategy')}").exists():
+    sys.exit("first line\\nthe fake server fell over")
+print("listening 127.0.0.1:1", flush=True)
+signal.sigwait([signal.SIGTERM])
+totals = {"accepted": 1000, "echoes": 1000, "acceptor_cpu_us": 99900 if option("--ipc") else 0,
+          "worker_cpu_us": 99900, "errors": {}}
+report = {"schema": "c10k-server-report/1", "totals": totals, "books": {"balanced": True, "lost": 0}}
+pathlib.Path(option("--report")).write_text(json.dumps(report))
+"""
+
+CLIENT = """#!/usr/bin/python3
+import json, os, pathlib, signal, sys
+here, argv = pathlib.Path(__file__).parent, sys.argv[1:]
+def option(name): return argv[argv.index(name) + 1] if name in argv else None
+if (here / "hang").exists():
+    server = [pid for pid in os.listdir("/proc") if pid.isdigit() and pid != str(os.getpid())
+              and str(here / "c10k-server").encode() in pathlib.Path("/proc", pid, "cmdline").read_bytes()
+              and str(os.getppid()).encode() == pathlib.Path("/proc", pid, "stat").read_bytes().split()[3]]
+    (here / "hang").write_text(f"{server[0]} {os.getpid()}\\n")
+    signal.pause()
+held = int(option("--connections"))
+latency = {"count": 1, "p50_us": 1234567.0, "p99_us": 12345678.0, "buckets_ns": [[100, 1]]}
+result = {"schema": "c10k-client-result/1", "attempts": held, "outcomes": {"echoed": held, "refused": 0},
+          "connections_per_s": 123456.7, "connect_all_s": 12.3, "peak_connections": held,
+          "latency": latency, "client": {"cpu_share": 0.99}}
+pathlib.Path(option("--json")).write_text(json.dumps(result))
+"""
+
+
+class Case(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory(prefix="c10k-test-")
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.run_folder = self.folder / "run"
+        # run_matrix puts the folders of its cells here; one that was killed cannot remove them.
+        self.environment = {**os.environ, "TMPDIR": folder.name}
+        (self.folder / "test.toml").write_text(MATRIX)
+        for name, text in (("c10k-server", SERVER), ("c10k-client", CLIENT)):
+            (self.folder / name).write_text(text)
+            (self.folder / name).chmod(0o755)
+
+    def command(self, *arguments: str) -> list[str]:
+        return [str(ROOT / "experiments" / "run_matrix"), "--bin-dir", str(self.folder), *arguments]
+
+    def fresh(self, *arguments: str) -> list[str]:
+        return self.command(str(self.folder / "test.toml"), "--output", str(self.run_folder), *arguments)
+
+    def call(self, command: list[str], code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=BOUND_S, check=False
+        )
+        self.assertEqual(done.returncode, code, done.stderr)
+        return done
+
+    def inspect(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        return self.call([str(ROOT / "experiments" / "inspect"), str(self.run_folder), *arguments], code)
+
+    def cells(self) -> list[dict[str, Any]]:
+        return store.load(self.run_folder).cells
+
+    def rows(self) -> dict[tuple[str, str], rows.Row]:
+        found = rows.sections(store.load(self.run_folder))
+        return {(row.workload, row.way): row for section in found for row in section.rows}
+
+
+class Statistics(unittest.TestCase):
+    def test_the_spread_is_half_the_range_by_the_median(self) -> None:
+        self.assertEqual(stats.median([30.0, 10.0, 20.0]), 20.0)
+        self.assertEqual(stats.spread([90.0, 100.0, 120.0]), 0.15)
+        self.assertIsNone(stats.spread([1.0]))
+
+    def test_ratios_pair_within_a_repetition(self) -> None:
+        # The second repetition was twice as slow for both: no difference.
+        self.assertEqual(stats.paired_ratios({1: 50.0, 2: 25.0}, {1: 100.0, 2: 50.0}), [0.5, 0.5])
+        self.assertEqual(stats.paired_ratios({1: 50.0, 3: 1.0}, {1: 100.0, 2: 50.0}), [0.5])
+
+    def test_more_repetitions_see_smaller_differences(self) -> None:
+        noises = [noise for noise in (stats.noise([0.9, 1.0, 1.1]), stats.noise([0.5, 0.52])) if noise]
+        few, many = stats.unseen_below(noises, 3), stats.unseen_below(noises, 12)
+        assert few and many
+        self.assertLess(many, few)
+        self.assertIsNone(stats.unseen_below(noises, 1))
+
+
+class Order(unittest.TestCase):
+    def test_a_seed_gives_blocks_of_all_cells_in_one_order(self) -> None:
+        matrix = spec.load("quick")
+        first, again, other = (spec.cells(matrix, seed) for seed in (1, 1, 2))
+        self.assertEqual(first, again)
+        self.assertNotEqual(first, other)
+        size = len(matrix.ways) * len(matrix.workloads)
+        for block in (first[:size], first[size : 2 * size], first[2 * size :]):
+            self.assertEqual(len({(cell.way.name, cell.workload.name) for cell in block}), size)
+        self.assertNotEqual([cell.way for cell in first[:size]], [cell.way for cell in first[size : 2 * size]])
+
+
+class Running(Case):
+    def test_every_cell_is_recorded_and_shown_within_80_columns(self) -> None:
+        shown = self.call(self.fresh("--seed", "5")).stdout
+        self.assertEqual([cell["status"] for cell in self.cells()], ["ok"] * 16)
+        self.assertNotIn("\x1b", shown)
+        for line in shown.splitlines():
+            if not line.startswith("Data: "):  # a path for copying is not wrapped
+                self.assertLessEqual(len(line), table.WIDTH, line)
+        self.assertIn("1.00 base", shown)
+        self.assertIn("99.9+99.9", shown)
+
+    def test_a_crashed_server_is_a_row_with_its_last_words(self) -> None:
+        (self.folder / "crash-select").touch()
+        shown = self.call(self.fresh(), code=1).stdout
+        row = self.rows()["crr", "select"]
+        self.assertEqual((row.status, row.repetitions), ("failed", 0))
+        self.assertIn("exit code 1: the fake server fell over", row.reason)
+        self.assertEqual(self.rows()["crr", "epoll"].status, "ok")
+        for line in shown.splitlines():
+            if not line.startswith("Data: "):
+                self.assertLessEqual(len(line), table.WIDTH, line)
+        self.assertRegex(shown, r"select +failed: server exit code 1: the fake server f")
+
+    def test_missing_programs_are_rows(self) -> None:
+        (self.folder / "c10k-client").unlink()
+        self.call(self.fresh("--only", "epoll"), code=1)
+        self.assertIn("c10k-client", self.cells()[0]["reason"])
+
+    def test_an_unsupported_method_is_a_row_with_its_reason(self) -> None:
+        (self.folder / "unsupported").touch()
+        shown = self.call(self.fresh()).stdout
+        row = self.rows()["hold", "scm-stream"]
+        self.assertEqual((row.status, row.reason), ("unsupported", "no permission: errno 1"))
+        self.assertRegex(shown, r"scm-stream +unsupported: no permission: errno 1")
+
+    def test_fewer_connections_than_wanted_are_no_figure(self) -> None:
+        client = (self.folder / "c10k-client").read_text()
+        client = client.replace('"peak_connections": held', '"peak_connections": held - 7')
+        (self.folder / "c10k-client").write_text(client.replace('"refused": 0', '"refused": 7'))
+        self.call(self.fresh("--only", "hold", "--only", "epoll"))
+        row = self.rows()["hold", "epoll"]
+        self.assertEqual((row.status, row.faults), ("failed", 14))
+        self.assertEqual(row.reason, "connected 9,993 of 10,000: 7 refused")
+
+    def test_resume_after_a_torn_line_ends_as_if_never_interrupted(self) -> None:
+        self.call(self.fresh("--seed", "5"))
+        whole = [(cell["way"], cell["workload"], cell["repetition"], cell["order"]) for cell in self.cells()]
+        data = (self.run_folder / "cells.jsonl").read_bytes().splitlines(keepends=True)
+        (self.run_folder / "cells.jsonl").write_bytes(b"".join(data[:3]) + data[3][:40])
+        self.assertIn("half a line", self.inspect().stdout)
+        self.call(self.command("--resume", str(self.run_folder)))
+        self.assertEqual(
+            [(cell["way"], cell["workload"], cell["repetition"], cell["order"]) for cell in self.cells()], whole
+        )
+        self.assertEqual((self.run_folder / "cells.jsonl").read_bytes().splitlines(keepends=True)[:3], data[:3])
+
+    def interrupt(self, number: int) -> tuple[subprocess.Popen[str], list[int]]:
+        """Sends a signal to run_matrix while a client hangs; gives it and its children's pidfds."""
+        os.mkfifo(self.folder / "hang")
+        runner = subprocess.Popen(
+            self.fresh(), env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.addCleanup(lambda: (runner.kill(), runner.communicate()))
+        pids = [int(pid) for pid in (self.folder / "hang").read_text().split()]
+        children = [os.pidfd_open(pid) for pid in pids]
+        for child in children:
+            self.addCleanup(os.close, child)
+        runner.send_signal(number)
+        return runner, children
+
+    def assert_ended(self, children: list[int]) -> None:
+        for child in children:
+            self.assertTrue(select.select([child], [], [], BOUND_S)[0], "a child still runs")
+
+    def test_sigterm_ends_the_children_and_prints_what_there_is(self) -> None:
+        runner, children = self.interrupt(signal.SIGTERM)
+        shown, errors = runner.communicate(timeout=BOUND_S)
+        self.assertEqual(runner.returncode, 1)
+        self.assertIn("--resume", errors)
+        self.assertIn("interrupted: 0 of 16 cells", " ".join(shown.split()))
+        self.assert_ended(children)
+
+    def test_sigkill_leaves_no_child_behind(self) -> None:
+        _, children = self.interrupt(signal.SIGKILL)
+        self.assert_ended(children)
+
+
+class Usage(Case):
+    def assert_one_line(self, done: subprocess.CompletedProcess[str], *parts: str) -> None:
+        self.assertEqual(done.stdout, "")
+        self.assertEqual(len(done.stderr.splitlines()), 1, done.stderr)
+        for part in parts:
+            self.assertIn(part, done.stderr)
+
+    def test_bad_usage_is_one_line_that_says_what_is_allowed(self) -> None:
+        self.assert_one_line(self.call(self.command("quik"), 2), "quik", "quick")
+        self.assert_one_line(self.call(self.command(), 2), "quick")
+        self.assert_one_line(self.call(self.fresh("--only", "nothing*"), 2), "nothing*", "scm-stream")
+        self.assert_one_line(self.call(self.fresh("--repetitions", "0"), 2), "'0'", "1 to 1000")
+        self.assert_one_line(self.call(self.command("quick", "--resume", "there"), 2), "--resume", "quick")
+        self.assert_one_line(self.inspect("--json", "--csv", code=2), "--json", "--csv")
+
+    def test_a_folder_that_cannot_be_made_is_one_line(self) -> None:
+        (self.folder / "file").touch()
+        command = self.command("quick", "--output", str(self.folder / "file" / "run"))
+        self.assert_one_line(self.call(command, 1), "Not a directory")
+
+    def test_a_foreign_file_is_one_line(self) -> None:
+        self.call(self.fresh("--only", "epoll", "--only", "crr"))
+        (self.run_folder / "cells.jsonl").write_text('{"schema": "another/1"}\n')
+        self.assert_one_line(self.inspect(code=1), "line 1", "another/1", "c10k-cell/1")
+
+
+class Inspecting(Case):
+    def setUp(self) -> None:
+        super().setUp()
+        self.call(self.fresh("--seed", "5"))
+
+    def test_check_notes_finds_a_difference(self) -> None:
+        notes = self.folder / "NOTES.md"
+        option = ("--notes", str(notes))
+        self.assertIn("No such file", self.inspect("--check-notes", *option, code=1).stderr)
+        notes.write_text("no marks\n")
+        self.assertIn("table:test begin", self.inspect("--check-notes", *option, code=1).stderr)
+        notes.write_text("before\n<!-- table:test begin -->\n<!-- table:test end -->\nafter\n")
+        self.inspect("--check-notes", *option, code=1)
+        self.inspect("--update-notes", *option)
+        self.inspect("--check-notes", *option)
+        written = notes.read_text()
+        self.assertTrue(written.startswith("before\n") and written.endswith("\nafter\n"))
+        notes.write_text(re.sub("123,457", "123,458", written, count=1))
+        self.assertIn("differs", self.inspect("--check-notes", *option, code=1).stderr)
+
+    def test_a_recorded_copy_shows_the_same_without_buckets(self) -> None:
+        copy = self.folder / "copy"
+        self.inspect("--record", str(copy))
+        self.assertNotIn("buckets_ns", (copy / "cells.jsonl").read_text())
+        self.assertIn("buckets_ns", (self.run_folder / "cells.jsonl").read_text())
+        original, copied = (table.markdown(store.load(path)) for path in (self.run_folder, copy))
+        self.assertEqual(original.rsplit("\n", 2)[0], copied.rsplit("\n", 2)[0])  # but for the path
+
+    def test_rows_as_json_and_csv(self) -> None:
+        found = json.loads(self.inspect("--json").stdout)
+        self.assertEqual(len(found["rows"]), 8)
+        as_csv = list(csv.DictReader(io.StringIO(self.inspect("--csv").stdout)))
+        self.assertEqual([row["way"] for row in as_csv], [row["way"] for row in found["rows"]])
+
+    def test_the_picture_fetches_nothing(self) -> None:
+        picture = self.folder / "table.svg"
+        self.inspect("--svg", str(picture))
+        text = picture.read_text()
+        self.assertIn("scm-stream", text)
+        self.assertNotRegex(text, r"@font-face|url\(\"?http|href=")
+
+
+if __name__ == "__main__":
+    unittest.main()

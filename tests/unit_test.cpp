@@ -1,0 +1,237 @@
+// The small parts, each alone.
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "acceptor/dispatch_policy.hpp"
+#include "ipc/latency_histogram.hpp"
+#include "ipc/listener_source.hpp"
+#include "ipc/registry.hpp"
+#include "ipc/scm.hpp"
+#include "ipc/shared_memory.hpp"
+#include "ipc/usage.hpp"
+#include "tests/support.hpp"
+
+namespace c10k::testing {
+namespace {
+
+std::string usage_error(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const UsageError& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(Usage, NumbersOutsideTheRangeSayTheRange) {
+  EXPECT_EQ(parse_integer<int>("--n", "7", 1, 9), 7);
+  for (const char* bad : {"", "x", "7x", "0", "10", "-1", "99999999999999999999", "1.5", " 1"}) {
+    const std::string error = usage_error([&] { (void)parse_integer<int>("--n", bad, 1, 9); });
+    EXPECT_NE(error.find("--n"), std::string::npos) << bad;
+    EXPECT_NE(error.find("1 to 9"), std::string::npos) << bad;
+  }
+  EXPECT_EQ(parse_seconds("--s", "0.25", 0, 1), 250'000'000);
+  for (const char* bad : {"", "nan", "inf", "-1", "2", "1s"}) {
+    EXPECT_NE(usage_error([&] { (void)parse_seconds("--s", bad, 0, 1); }), "no error") << bad;
+  }
+}
+
+TEST(Usage, MethodOptionsResolveAndRefuseTheUnknown) {
+  EXPECT_EQ(configure_handoff_method("scm-stream").resolved, "scm-stream:batch=64");
+  EXPECT_EQ(configure_handoff_method("scm-stream:batch=253").resolved, "scm-stream:batch=253");
+  for (const char* bad :
+       {"", "nope", "scm-stream:", "scm-stream:batch", "scm-stream:batch=", "scm-stream:batch=0", "scm-stream:batch=254",
+        "scm-stream:batch=1,batch=2", "scm-stream:colour=red", "scm-stream:=1", "reuseport:batch=1",
+        "inherited-listener:wait=never", ":batch=1", "scm-stream:batch=1,"}) {
+    EXPECT_NE(usage_error([&] { (void)configure_handoff_method(bad); }), "no error") << bad;
+  }
+}
+
+TEST(SocketAddresses, ParseAndPrint) {
+  EXPECT_EQ(SocketAddress::parse("--listen", "127.0.0.1:80").text(), "127.0.0.1:80");
+  EXPECT_EQ(SocketAddress::parse("--listen", "[::1]:80").text(), "[::1]:80");
+  EXPECT_TRUE(SocketAddress::parse("--listen", "127.9.9.9:1").is_loopback_v4());
+  EXPECT_FALSE(SocketAddress::parse("--listen", "[::1]:1").is_loopback_v4());
+  for (const char* bad : {"", "80", ":80", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1:x",
+                          "::1:80", "[::1]", "[]:1", "no.such.host.invalid:80"}) {
+    EXPECT_NE(usage_error([&] { (void)SocketAddress::parse("--listen", bad); }), "no error") << bad;
+  }
+}
+
+TEST(Histogram, IsWithinOnePercentAndMerges) {
+  LatencyHistogram one;
+  LatencyHistogram two;
+  for (std::int64_t ns = 1; ns < 50'000'000'000; ns = ns * 3 / 2 + 1) {
+    LatencyHistogram single;
+    single.add(ns);
+    EXPECT_NEAR(single.quantile_ns(0.5), static_cast<double>(ns), 0.01 * static_cast<double>(ns) + 0.01) << ns;
+    EXPECT_EQ(single.max_ns(), ns);
+  }
+  for (int i = 1; i <= 1000; ++i) (i % 2 != 0 ? one : two).add(i * 1000);
+  one.merge(two);
+  EXPECT_EQ(one.count(), 1000U);
+  EXPECT_NEAR(one.quantile_ns(0.50), 500'000, 5'000);
+  EXPECT_NEAR(one.quantile_ns(0.99), 990'000, 9'900);
+  EXPECT_EQ(one.max_ns(), 1'000'000);
+  EXPECT_EQ(LatencyHistogram().quantile_ns(0.5), 0);
+  one.add(-5);                          // a clock that stands still is no crash
+  one.add(1'000'000'000'000'000);       // nor is a value above the axis
+  EXPECT_EQ(one.count(), 1002U);
+}
+
+TEST(SharedMemoryTest, IsSharedWithChildrenAndHasNoName) {
+  const SharedArray<std::atomic<int>> numbers(2);
+  EXPECT_EQ(numbers[0].load(), 0);
+  ChildProcess child = ChildProcess::fork(
+      [&] {
+        numbers[1] = 42;
+        return 0;
+      },
+      {}, SIGKILL);
+  EXPECT_TRUE(child.wait().clean());
+  EXPECT_EQ(numbers[1].load(), 42);
+}
+
+TEST(Processes, ChildKeepsOnlyWhatItIsGiven) {
+  auto [kept, kept_peer] = unix_pair(SOCK_STREAM);
+  auto [foreign, foreign_peer] = unix_pair(SOCK_STREAM);
+  const int keep = kept.get();
+  ChildProcess child = ChildProcess::fork(
+      [&] {
+        if (::fcntl(keep, F_GETFD) < 0) return 2;
+        return ::fcntl(foreign.get(), F_GETFD) < 0 && ::fcntl(foreign_peer.get(), F_GETFD) < 0 ? 0 : 3;
+      },
+      {&keep, 1}, SIGKILL);
+  const ChildExit exit = child.wait();
+  EXPECT_TRUE(exit.clean()) << exit.text();
+}
+
+TEST(Processes, ExceptionInTheChildIsExitCode1AndADestroyedChildIsReaped) {
+  ChildProcess failing = ChildProcess::fork([]() -> int { throw std::runtime_error("on purpose"); }, {}, SIGKILL);
+  EXPECT_EQ(failing.wait().text(), "exit code 1");
+  pid_t pid = 0;
+  {
+    auto [wait, peer] = unix_pair(SOCK_STREAM);
+    const int keep = wait.get();
+    ChildProcess child = ChildProcess::fork([&] { return wait_readable(keep) ? 0 : 1; }, {&keep, 1}, SIGKILL);
+    pid = child.pid();
+    EXPECT_EQ(::kill(pid, 0), 0);
+  }
+  EXPECT_EQ(::kill(pid, 0), -1);
+  EXPECT_EQ(errno, ESRCH);
+}
+
+TEST(AcceptQueueTest, LengthAndLimitCanBeRead) {
+  const OwnedFd listener = listen_tcp(SocketAddress::loopback_source(1), {.backlog = 7});
+  EXPECT_EQ(accept_queue(listener.get()).length, 0U);
+  EXPECT_EQ(accept_queue(listener.get()).limit, 7U);
+  const SocketAddress address = SocketAddress::local(listener.get());
+  const std::array clients{connect_to(address), connect_to(address), connect_to(address)};
+  EXPECT_EQ(accept_queue(listener.get()).length, 3U);
+}
+
+TEST(AcceptQueueTest, DrainsAllOrOneAndShedsAtTheDescriptorLimit) {
+  const OwnedFd listener = listen_tcp(SocketAddress::loopback_source(1), {});
+  const SocketAddress address = SocketAddress::local(listener.get());
+  std::array<Received, receive_room> batch;
+
+  AcceptQueueReader one(listener.get(), false, 1);
+  AcceptQueueReader all(listener.get(), true, 100);
+  std::vector<OwnedFd> clients;
+  for (int i = 0; i < 5; ++i) clients.push_back(connect_to(address));
+  ReceiveResult result = one.accept(batch);
+  EXPECT_EQ(result.received, 1U);
+  EXPECT_EQ(batch[0].tag.id, 1U);
+  EXPECT_EQ(result.queue_length, 5U);
+  result = all.accept({batch.data() + 1, batch.size() - 1});
+  EXPECT_EQ(result.received, 4U);
+  EXPECT_EQ(result.state, Channel::would_block);
+
+  clients.push_back(connect_to(address));
+  rlimit limit{};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  const int lowest_free = ::fcntl(0, F_DUPFD_CLOEXEC, 0);
+  ::close(lowest_free);
+  const rlimit low{static_cast<rlim_t>(lowest_free), limit.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &low), 0);
+  result = all.accept({batch.data() + 10, 1});
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &limit), 0);
+  EXPECT_EQ(result.received, 0U);
+  EXPECT_EQ(result.shed, 1U);
+  EXPECT_EQ(result.error, EMFILE);
+  EXPECT_EQ(read_text(clients.back().get(), 1), "") << "the refused client must see an end";
+}
+
+TEST(AcceptQueueTest, ABrokenListenerIsAnError) {
+  const auto [left, right] = unix_pair(SOCK_STREAM);
+  AcceptQueueReader reader(left.get(), true, 1);
+  std::array<Received, receive_room> batch;
+  EXPECT_THROW((void)reader.accept(batch), SystemError);
+}
+
+TEST(ScmFrames, GarbageIsRefusedAndNothingOfItIsKept) {
+  auto [ours, theirs] = unix_pair(SOCK_SEQPACKET);
+  std::vector<Received> batch(receive_room);
+  const std::size_t before = open_descriptors();
+  send_text(ours.get(), "garbage");
+  EXPECT_THROW((void)receive_frame(theirs.get(), batch, false), std::runtime_error);
+
+  // A frame that says 2 and carries 1: everything is closed.
+  ScmFrame frame;
+  frame.count = 2;
+  iovec data{&frame, ScmFrame::bytes(2)};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))];
+  msghdr message{};
+  message.msg_iov = &data;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  cmsghdr* header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof(int));
+  const int fd = 0;
+  std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
+  ASSERT_GT(::sendmsg(ours.get(), &message, 0), 0);
+  EXPECT_THROW((void)receive_frame(theirs.get(), batch, false), std::runtime_error);
+  // And one that says more than a message can carry.
+  frame.count = 100'000;
+  ASSERT_GT(::sendmsg(ours.get(), &message, 0), 0);
+  EXPECT_THROW((void)receive_frame(theirs.get(), batch, false), std::runtime_error);
+  EXPECT_EQ(open_descriptors(), before);
+}
+
+TEST(DispatchPolicies, ChooseOnlyEligibleWorkersAndSayWhenThereIsNone) {
+  for (const PolicyEntry& entry : dispatch_policies()) {
+    const auto policy = entry.make();
+    std::array<WorkerLoad, 3> loads{{{true, 0}, {false, 0}, {true, 0}}};
+    for (int i = 0; i < 20; ++i) {
+      const int chosen = policy->choose(loads);
+      ASSERT_TRUE(chosen == 0 || chosen == 2) << entry.name;
+    }
+    loads = {};
+    EXPECT_EQ(policy->choose(loads), -1) << entry.name;
+  }
+}
+
+TEST(DispatchPolicies, RoundRobinGoesRoundAndLeastConnectionsGoesToTheLeast) {
+  std::array<WorkerLoad, 3> loads{{{true, 5}, {true, 1}, {true, 9}}};
+  const auto least = find_dispatch_policy("least-connections").make();
+  EXPECT_EQ(least->choose(loads), 1);
+  const auto round = find_dispatch_policy("round-robin").make();
+  std::array<int, 3> hits{};
+  for (int i = 0; i < 30; ++i) ++hits[static_cast<std::size_t>(round->choose(loads))];
+  EXPECT_EQ(hits, (std::array<int, 3>{10, 10, 10}));
+  // Equal loads are spread.
+  loads = {{{true, 0}, {true, 0}, {true, 0}}};
+  hits = {};
+  for (int i = 0; i < 30; ++i) ++hits[static_cast<std::size_t>(least->choose(loads))];
+  EXPECT_EQ(hits, (std::array<int, 3>{10, 10, 10}));
+}
+
+}  // namespace
+}  // namespace c10k::testing
