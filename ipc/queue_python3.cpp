@@ -389,13 +389,13 @@ class QueueSink : public ConnectionSink {
   SendResult send(std::span<const Handover> batch) override {
     SendResult result;
     for (const Handover& handover : batch) {
-      if (::sem_trywait(&(*locks_)[0].free_slots) != 0) {
-        result.state = Channel::would_block;
-        break;
-      }
       const std::lock_guard lock(mutex_);
       if (broken_) {
         result.state = Channel::closed;
+        break;
+      }
+      if (::sem_trywait(&(*locks_)[0].free_slots) != 0) {
+        result.state = Channel::would_block;
         break;
       }
       if (!feeder_.joinable()) feeder_ = std::thread([this] { feed(); });

@@ -45,6 +45,8 @@ class EventLoop {
 
   /// Turns until stop(). An exception of a handler passes through.
   void run();
+  /// Ends the turn at once, and with it what else was ready in it: edges that have been reported are
+  /// not reported again.
   void stop() { stopping_ = true; }
 
  private:

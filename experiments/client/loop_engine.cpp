@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "experiments/client/dialer.hpp"
-#include "experiments/client/due_list.hpp"
+#include "strategies/due_list.hpp"
 #include "experiments/client/engines.hpp"
 #include "experiments/client/progress.hpp"
 #include "experiments/client/run.hpp"
