@@ -28,7 +28,8 @@ class LeastConnections : public DispatchPolicy {
     int best = -1;
     for (std::size_t i = 1; i <= workers.size(); ++i) {
       const std::size_t at = (last_ + i) % workers.size();
-      const bool better = best < 0 || workers[at].open < workers[static_cast<std::size_t>(best)].open;
+      const bool better =
+          best < 0 || workers[at].open < workers[static_cast<std::size_t>(best)].open;
       if (workers[at].eligible && better) best = static_cast<int>(at);
     }
     if (best >= 0) last_ = static_cast<std::size_t>(best);
@@ -49,7 +50,8 @@ std::unique_ptr<DispatchPolicy> make() {
 std::span<const PolicyEntry> dispatch_policies() {
   static const std::array registry{
       PolicyEntry{"round-robin", "each worker in turn", make<RoundRobin>},
-      PolicyEntry{"least-connections", "the worker with the fewest open connections", make<LeastConnections>},
+      PolicyEntry{"least-connections", "the worker with the fewest open connections",
+                  make<LeastConnections>},
   };
   return registry;
 }

@@ -10,8 +10,8 @@ namespace c10k {
 
 /// What a policy sees of a worker.
 struct WorkerLoad {
-  bool eligible = false;      ///< Running, ready, and its channel has room.
-  std::uint64_t open = 0;     ///< Connections handed to it and not yet ended.
+  bool eligible = false;   ///< Running, ready, and its channel has room.
+  std::uint64_t open = 0;  ///< Connections handed to it and not yet ended.
 };
 
 class DispatchPolicy {

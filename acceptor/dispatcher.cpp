@@ -17,11 +17,12 @@ constexpr std::int64_t longest_look_ns = 64'000'000;
 
 }  // namespace
 
-/// A worker's channel: what has been sent and not been seen to arrive. The copies stand in the order
-/// of their sequence numbers, which is the order in which the worker consumes them.
+/// A worker's channel: what has been sent and not been seen to arrive. The copies stand in the
+/// order of their sequence numbers, which is the order in which the worker consumes them.
 class Dispatcher::Channel : public EventHandler {
  public:
-  Channel(Dispatcher& dispatcher, WorkerProcess& worker) : dispatcher_(dispatcher), worker_(worker) {}
+  Channel(Dispatcher& dispatcher, WorkerProcess& worker)
+      : dispatcher_(dispatcher), worker_(worker) {}
   ~Channel() override { unwatch(); }
 
   [[nodiscard]] bool eligible() const {
@@ -29,7 +30,8 @@ class Dispatcher::Channel : public EventHandler {
   }
   /// Handed to the worker and not ended, as far as its counters say by now.
   [[nodiscard]] std::uint64_t open() const {
-    return sent_ + batch_.size() - worker_.counters().refused.get() - worker_.counters().finished.get();
+    return sent_ + batch_.size() - worker_.counters().refused.get() -
+           worker_.counters().finished.get();
   }
   [[nodiscard]] std::size_t in_flight() const { return copies_.size(); }
 
@@ -42,7 +44,8 @@ class Dispatcher::Channel : public EventHandler {
   std::size_t send(std::deque<Received>& pending) {
     if (batch_.empty()) return 0;
     const SendResult result = worker_.sink->send(batch_);
-    for (std::size_t i = 0; i < result.taken; ++i) copies_.push_back(std::move(copies_of_batch_[i]));
+    for (std::size_t i = 0; i < result.taken; ++i)
+      copies_.push_back(std::move(copies_of_batch_[i]));
     for (std::size_t i = batch_.size(); i > result.taken; --i) {
       pending.push_front(std::move(copies_of_batch_[i - 1]));
     }
@@ -57,13 +60,15 @@ class Dispatcher::Channel : public EventHandler {
   std::size_t collect(std::vector<Received>& refused) {
     const ProcessCounters& counters = worker_.counters();
     const std::uint64_t consumed = counters.consumed.get();
-    if (consumed == seen_ || consumed > sent_) return 0;  // a worker cannot have more than it was sent
+    if (consumed == seen_ || consumed > sent_)
+      return 0;  // a worker cannot have more than it was sent
     const std::uint64_t refusals = counters.refused.get();
     const std::size_t before = copies_.size();
     while (seen_ < consumed) {
       ++seen_;
       Received& copy = copies_.front();
-      if (refused_seen_ < refusals && counters.refused_sequences[refused_seen_ % max_outstanding].get() == seen_) {
+      if (refused_seen_ < refusals &&
+          counters.refused_sequences[refused_seen_ % max_outstanding].get() == seen_) {
         ++refused_seen_;
         refused.push_back(std::move(copy));
       }
@@ -152,7 +157,8 @@ void Dispatcher::flush() {
   while (!pending_.empty()) {
     for (std::size_t slot = 0; slot < channels_.size(); ++slot) {
       const auto& channel = channels_[slot];
-      loads_[slot] = {channel != nullptr && channel->eligible(), channel != nullptr ? channel->open() : 0};
+      loads_[slot] = {channel != nullptr && channel->eligible(),
+                      channel != nullptr ? channel->open() : 0};
     }
     std::size_t assigned = 0;
     while (!pending_.empty()) {

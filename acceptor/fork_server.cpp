@@ -18,8 +18,8 @@ namespace c10k {
 namespace {
 
 constexpr std::int64_t pause_ns = 10'000'000;
-/// What a child that serves one connection costs in memory, kernel and user together (measured here:
-/// about 0.3 MB), with room to spare.
+/// What a child that serves one connection costs in memory, kernel and user together (measured
+/// here: about 0.3 MB), with room to spare.
 constexpr std::uint64_t bytes_per_child = 1'000'000;
 /// Processes left to everybody else.
 constexpr std::uint64_t spared_processes = 1024;
@@ -31,8 +31,10 @@ std::optional<std::uint64_t> number_in(const std::string& path, std::string_view
   for (std::string line; std::getline(file, line);) {
     if (!line.starts_with(prefix)) continue;
     std::uint64_t value = 0;
-    const std::string_view rest = std::string_view(line).substr(std::min(line.find_first_of("0123456789"), line.size()));
-    if (std::from_chars(rest.data(), rest.data() + rest.size(), value).ec == std::errc{}) return value;
+    const std::string_view rest =
+        std::string_view(line).substr(std::min(line.find_first_of("0123456789"), line.size()));
+    if (std::from_chars(rest.data(), rest.data() + rest.size(), value).ec == std::errc{})
+      return value;
   }
   return std::nullopt;
 }
@@ -47,7 +49,8 @@ Cap process_cap() {
   Cap cap{1'000'000, "its own limit"};
   const auto bound = [&](std::optional<std::uint64_t> limit, std::string_view name) {
     if (!limit) return;
-    const std::uint64_t usable = *limit > 2 * spared_processes ? *limit - spared_processes : *limit / 2;
+    const std::uint64_t usable =
+        *limit > 2 * spared_processes ? *limit - spared_processes : *limit / 2;
     if (usable < cap.processes) cap = {usable, fmt::format("{} = {}", name, *limit)};
   };
   rlimit processes{};
@@ -59,7 +62,8 @@ Cap process_cap() {
   bound(number_in("/sys/fs/cgroup/pids.max"), "pids.max of the cgroup");
   if (const auto available_kb = number_in("/proc/meminfo", "MemAvailable:")) {
     const std::uint64_t fit = *available_kb * 1024 / bytes_per_child;
-    if (fit < cap.processes) cap = {fit, fmt::format("memory: {} MB available", *available_kb / 1024)};
+    if (fit < cap.processes)
+      cap = {fit, fmt::format("memory: {} MB available", *available_kb / 1024)};
   }
   return cap;
 }
@@ -86,7 +90,8 @@ int run_child(Received connection, const WorkerOptions& options, ProcessCounters
   shared.closed_idle.add_shared(own->closed_idle.get());
   shared.closed_draining.add_shared(own->closed_draining.get());
   for (std::size_t error = 0; error < ErrorTally::limit; ++error) {
-    if (const auto count = own->errors[error].get(); count != 0) shared.errors[error].add_shared(count);
+    if (const auto count = own->errors[error].get(); count != 0)
+      shared.errors[error].add_shared(count);
   }
   return 0;
 }
@@ -100,11 +105,13 @@ class ForkServer : public EventHandler {
         frame_(options),
         counters_(2),
         reader_(frame_.listener(), options.accept_drain, 1),
-        signals_(loop_, {SIGTERM, SIGINT, SIGUSR1, SIGCHLD}, [this](int number) { on_signal(number); }) {
+        signals_(loop_, {SIGTERM, SIGINT, SIGUSR1, SIGCHLD},
+                 [this](int number) { on_signal(number); }) {
     if (const std::size_t asked = options.worker.max_connections; asked != 0) {
       if (asked > cap_.processes) {
-        throw UsageError(fmt::format("--max-connections: {} processes do not fit ({}); give at most {}", asked,
-                                     cap_.because, cap_.processes));
+        throw UsageError(
+            fmt::format("--max-connections: {} processes do not fit ({}); give at most {}", asked,
+                        cap_.because, cap_.processes));
       }
       cap_ = {asked, "--max-connections"};
     }
@@ -128,7 +135,9 @@ class ForkServer : public EventHandler {
   void on_ready(Readiness) override {
     if (children_.size() >= cap_.processes) {
       if (!std::exchange(said_full_, true)) {
-        fmt::print(stderr, "c10k-server: {} processes are the cap ({}); further connections wait in the accept queue\n",
+        fmt::print(stderr,
+                   "c10k-server: {} processes are the cap ({}); further connections wait in the "
+                   "accept queue\n",
                    cap_.processes, cap_.because);
       }
       return pause();
@@ -136,7 +145,8 @@ class ForkServer : public EventHandler {
     const std::size_t room = std::min(batch_.size(), cap_.processes - children_.size());
     const ReceiveResult result = reader_.accept({batch_.data(), room});
     if (result.error != 0) acceptor().errors.add(result.error);
-    if (result.queue_length > acceptor().queue_peak.get()) acceptor().queue_peak.set(result.queue_length);
+    if (result.queue_length > acceptor().queue_peak.get())
+      acceptor().queue_peak.set(result.queue_length);
     acceptor().accepted.add(result.received + result.shed);
     acceptor().shed.add(result.shed);
     for (std::size_t i = 0; i < result.received; ++i) held_.push_back(std::move(batch_[i]));
@@ -154,8 +164,9 @@ class ForkServer : public EventHandler {
       Received& next = held_.front();
       const int fd = next.fd.get();
       try {
-        const pid_t pid = fork_process(
-            [&] { return run_child(std::move(next), options_.worker, of_children()); }, {&fd, 1}, SIGTERM);
+        const pid_t pid =
+            fork_process([&] { return run_child(std::move(next), options_.worker, of_children()); },
+                         {&fd, 1}, SIGTERM);
         children_.insert(pid);
       } catch (const SystemError& error) {
         acceptor().errors.add(error.code().value());
@@ -190,7 +201,8 @@ class ForkServer : public EventHandler {
       loop_.forget(frame_.listener(), Removal::closing);
       frame_.close_listener();
     }
-    for (const pid_t pid : children_) ::kill(pid, SIGTERM);  // not reaped, so the numbers are theirs
+    for (const pid_t pid : children_)
+      ::kill(pid, SIGTERM);  // not reaped, so the numbers are theirs
     stop_if_done();
   }
 
@@ -254,6 +266,8 @@ class ForkServer : public EventHandler {
 
 }  // namespace
 
-int run_fork_server(ServerOptions& options) { return ForkServer(options).run(); }
+int run_fork_server(ServerOptions& options) {
+  return ForkServer(options).run();
+}
 
 }  // namespace c10k

@@ -17,7 +17,8 @@ template <typename Entry>
 nlohmann::json simple_rows(std::span<const Entry> entries) {
   auto rows = nlohmann::json::array();
   for (const Entry& entry : entries) {
-    rows.push_back({{"name", entry.name}, {"summary", entry.summary}, {"available", true}, {"reason", ""}});
+    rows.push_back(
+        {{"name", entry.name}, {"summary", entry.summary}, {"available", true}, {"reason", ""}});
   }
   return rows;
 }

@@ -16,8 +16,8 @@ int main(int argc, char** argv) {
     if (options->method.method) {
       const c10k::Support support = options->method.method->probe();
       if (!support.available) {
-        throw std::runtime_error(
-            fmt::format("{} is unsupported here, because {}", options->method.entry->name, support.reason));
+        throw std::runtime_error(fmt::format("{} is unsupported here, because {}",
+                                             options->method.entry->name, support.reason));
       }
     }
     return options->strategy->run(*options);

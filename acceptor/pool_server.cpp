@@ -31,7 +31,8 @@ class PoolServer : public EventHandler {
         signals_(loop_, {SIGTERM, SIGINT, SIGUSR1}, [this](int number) { on_signal(number); }) {}
 
   int run() {
-    // Before a timer or thread of this process exists, so that the children inherit as little as can be.
+    // Before a timer or thread of this process exists, so that the children inherit as little as
+    // can be.
     supervisor_.start();
     loop_.at_end_of_turn([this] { dispatcher_.collect(); });
     loop_.run();
@@ -77,7 +78,8 @@ class PoolServer : public EventHandler {
     if (room_now == 0) return pause();
     const ReceiveResult result = reader_.accept({batch_.data(), room_now});
     if (result.error != 0) counters().errors.add(result.error);
-    if (result.queue_length > counters().queue_peak.get()) counters().queue_peak.set(result.queue_length);
+    if (result.queue_length > counters().queue_peak.get())
+      counters().queue_peak.set(result.queue_length);
     counters().accepted.add(result.received + result.shed);
     counters().shed.add(result.shed);
     for (std::size_t i = 0; i < result.received; ++i) dispatcher_.add(std::move(batch_[i]));
@@ -108,7 +110,8 @@ class PoolServer : public EventHandler {
     drain();
   }
 
-  /// First what waits in the accept queue and the channels, then the workers. A second call hurries.
+  /// First what waits in the accept queue and the channels, then the workers. A second call
+  /// hurries.
   void drain() {
     if (draining_) {
       dispatcher_.abandon();
@@ -145,7 +148,8 @@ class PoolServer : public EventHandler {
     rusage usage{};
     ::getrusage(RUSAGE_SELF, &usage);
     acceptor.add(usage, counters().at_ready);
-    for (ProcessTotals& worker : supervisor_.totals()) result.processes.push_back(std::move(worker));
+    for (ProcessTotals& worker : supervisor_.totals())
+      result.processes.push_back(std::move(worker));
     result.in_hand_off = dispatcher_.in_hand_off();
     result.worker_deaths = supervisor_.deaths();
     result.degraded = supervisor_.degraded();
@@ -170,6 +174,8 @@ class PoolServer : public EventHandler {
 
 }  // namespace
 
-int run_pool_server(ServerOptions& options) { return PoolServer(options).run(); }
+int run_pool_server(ServerOptions& options) {
+  return PoolServer(options).run();
+}
 
 }  // namespace c10k

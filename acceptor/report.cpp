@@ -14,7 +14,9 @@
 namespace c10k {
 namespace {
 
-std::int64_t microseconds(const timeval& time) { return std::int64_t{time.tv_sec} * 1'000'000 + time.tv_usec; }
+std::int64_t microseconds(const timeval& time) {
+  return std::int64_t{time.tv_sec} * 1'000'000 + time.tv_usec;
+}
 
 }  // namespace
 
@@ -37,7 +39,8 @@ void ProcessTotals::add(const ProcessCounters& counters) {
   echoes += counters.echoes.get();
   bytes += counters.bytes.get();
   for (std::size_t error = 0; error < ErrorTally::limit; ++error) {
-    if (const auto count = counters.errors[error].get(); count != 0) errors[static_cast<int>(error)] += count;
+    if (const auto count = counters.errors[error].get(); count != 0)
+      errors[static_cast<int>(error)] += count;
   }
   hand_off.merge(counters.hand_off);
 }
@@ -142,7 +145,8 @@ nlohmann::json ServerReport::to_json() const {
   auto rows = nlohmann::json::array();
   for (const ProcessTotals& process : processes) {
     all.add(process);
-    (process.role == "acceptor" ? acceptor_cpu_us : worker_cpu_us) += process.user_us + process.system_us;
+    (process.role == "acceptor" ? acceptor_cpu_us : worker_cpu_us) +=
+        process.user_us + process.system_us;
     rows.push_back(process.to_json());
   }
   auto totals = all.to_json();
@@ -151,8 +155,8 @@ nlohmann::json ServerReport::to_json() const {
   totals["worker_cpu_us"] = worker_cpu_us;
 
   const std::uint64_t served = all.finished - all.finished_redelivered;
-  const bool balanced =
-      all.accepted == served + all.finished_redelivered + all.shed + all.lost + all.active + in_hand_off;
+  const bool balanced = all.accepted == served + all.finished_redelivered + all.shed + all.lost +
+                                            all.active + in_hand_off;
   return {{"schema", "c10k-server-report/1"},
           {"version", project_version()},
           {"pid", ::getpid()},

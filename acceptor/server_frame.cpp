@@ -12,8 +12,8 @@ OwnedFd open_listener(const ServerOptions& options) {
   } catch (const SystemError& error) {
     const int code = error.code().value();
     if (code == EADDRINUSE || code == EADDRNOTAVAIL || code == EACCES) {
-      throw std::runtime_error(fmt::format("{}; choose another --listen HOST:PORT (port 0 picks a free one)",
-                                           error.what()));
+      throw std::runtime_error(fmt::format(
+          "{}; choose another --listen HOST:PORT (port 0 picks a free one)", error.what()));
     }
     throw;
   }
@@ -59,10 +59,14 @@ void ServerFrame::print_interval(EventLoop& loop) {
   const ServerReport report = full_report();
   for (const ProcessTotals& process : report.processes) all.add(process);
   const double seconds = static_cast<double>(options_.stats_interval_ns) / 1e9;
-  const auto rate = [&](std::uint64_t now, std::uint64_t before) { return static_cast<double>(now - before) / seconds; };
-  fmt::print(stderr, "{:.0f} s: {:.0f} accepts/s, {:.0f} echoes/s, {} open, queue {}, {} overflows, {} shed, {} lost\n",
-             report.uptime_s, rate(all.accepted, last_accepted_), rate(all.echoes, last_echoes_), all.active,
-             report.queue.length, report.drops.overflows, all.shed, all.lost);
+  const auto rate = [&](std::uint64_t now, std::uint64_t before) {
+    return static_cast<double>(now - before) / seconds;
+  };
+  fmt::print(stderr,
+             "{:.0f} s: {:.0f} accepts/s, {:.0f} echoes/s, {} open, queue {}, {} overflows, {} "
+             "shed, {} lost\n",
+             report.uptime_s, rate(all.accepted, last_accepted_), rate(all.echoes, last_echoes_),
+             all.active, report.queue.length, report.drops.overflows, all.shed, all.lost);
   last_accepted_ = all.accepted;
   last_echoes_ = all.echoes;
   loop.after(options_.stats_interval_ns, [this, &loop] { print_interval(loop); });

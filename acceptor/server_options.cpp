@@ -27,31 +27,40 @@ po::options_description describe() {
   };
   const auto optional = [](const char* name) { return po::value<std::string>()->value_name(name); };
   po::options_description options("Options", 80, 40);
-  options.add_options()
-      ("listen", text("HOST:PORT", "127.0.0.1:8000"), "where to listen; port 0 picks one")
-      ("strategy", text("NAME", "epoll"), choice_of(strategies()).c_str())
-      ("loop", optional("NAME"), fmt::format("pool: the loop in each worker: {} (default epoll)", choice_of(pollers())).c_str())
-      ("ipc", optional("METHOD[:k=v,...]"), fmt::format("pool: {} (default scm-seqpacket)", choice_of(handoff_methods())).c_str())
-      ("workers", optional("N"), "pool: worker processes (default: one per core)")
-      ("dispatch", optional("POLICY"), fmt::format("pool: {} (default round-robin)", choice_of(dispatch_policies())).c_str())
-      ("hand-off-at", optional("WHEN"), "pool: accept (the moment it is accepted)")
-      ("backlog", text("N", "4096"), "length of the accept queue; the kernel cuts it to net.core.somaxconn")
-      ("accept-drain", text("all|one", "all"), "connections to accept a wake-up")
-      ("max-connections", text("N", "0"), "open at once, the rest waits in the accept queue; 0: no limit (fork: what the machine allows)")
-      ("idle-timeout", text("S", "0"), "close a connection on which no byte has moved for S seconds; 0: never")
-      ("close-after-echo", "one echo, then close (what the original experiment does)")
-      ("drain-timeout", text("S", "5"), "after SIGTERM or SIGINT: how long clients may take to finish; a second signal ends it")
-      ("report", optional("FILE"), "JSON at exit and on SIGUSR1 (- is stdout)")
-      ("stats-interval", text("S", "0"), "a line to stderr every S seconds; 0: none")
-      ("list", "list strategies, loops, methods and policies: available here, or why not")
-      ("json", "with --list: as JSON");
+  options.add_options()("listen", text("HOST:PORT", "127.0.0.1:8000"),
+                        "where to listen; port 0 picks one")("strategy", text("NAME", "epoll"),
+                                                             choice_of(strategies()).c_str())(
+      "loop", optional("NAME"),
+      fmt::format("pool: the loop in each worker: {} (default epoll)", choice_of(pollers()))
+          .c_str())(
+      "ipc", optional("METHOD[:k=v,...]"),
+      fmt::format("pool: {} (default scm-seqpacket)", choice_of(handoff_methods())).c_str())(
+      "workers", optional("N"), "pool: worker processes (default: one per core)")(
+      "dispatch", optional("POLICY"),
+      fmt::format("pool: {} (default round-robin)", choice_of(dispatch_policies())).c_str())(
+      "hand-off-at", optional("WHEN"), "pool: accept (the moment it is accepted)")(
+      "backlog", text("N", "4096"),
+      "length of the accept queue; the kernel cuts it to net.core.somaxconn")(
+      "accept-drain", text("all|one", "all"), "connections to accept a wake-up")(
+      "max-connections", text("N", "0"),
+      "open at once, the rest waits in the accept queue; 0: no limit (fork: what the machine "
+      "allows)")("idle-timeout", text("S", "0"),
+                 "close a connection on which no byte has moved for S seconds; 0: never")(
+      "close-after-echo", "one echo, then close (what the original experiment does)")(
+      "drain-timeout", text("S", "5"),
+      "after SIGTERM or SIGINT: how long clients may take to finish; a second signal ends it")(
+      "report", optional("FILE"), "JSON at exit and on SIGUSR1 (- is stdout)")(
+      "stats-interval", text("S", "0"), "a line to stderr every S seconds; 0: none")(
+      "list", "list strategies, loops, methods and policies: available here, or why not")(
+      "json", "with --list: as JSON");
   return options;
 }
 
 }  // namespace
 
 std::optional<ServerOptions> parse_server_options(int argc, char** argv) {
-  const auto line = parse_command_line(argc, argv, "Echoes TCP (RFC 862) in one of several server shapes.", describe());
+  const auto line = parse_command_line(
+      argc, argv, "Echoes TCP (RFC 862) in one of several server shapes.", describe());
   if (!line) return std::nullopt;
   ServerOptions options;
   options.list = line->has("list");
@@ -62,7 +71,8 @@ std::optional<ServerOptions> parse_server_options(int argc, char** argv) {
   options.strategy = &find_strategy(line->text("strategy"));
   const bool pool = options.strategy->name == "pool";
   for (const char* name : {"loop", "ipc", "workers", "dispatch", "hand-off-at"}) {
-    if (!pool && line->has(name)) throw UsageError(fmt::format("--{} goes with --strategy pool", name));
+    if (!pool && line->has(name))
+      throw UsageError(fmt::format("--{} goes with --strategy pool", name));
   }
   const auto or_default = [&](const char* name, std::string fallback) {
     return line->has(name) ? line->text(name) : std::move(fallback);
@@ -70,8 +80,10 @@ std::optional<ServerOptions> parse_server_options(int argc, char** argv) {
   options.listen_text = line->text("listen");
   options.listen = SocketAddress::parse("--listen", options.listen_text);
   options.listener.backlog = static_cast<int>(line->integer("backlog", 1, 65535));
-  options.accept_drain = parse_choice("--accept-drain", line->text("accept-drain"), {"all", "one"}) == "all";
-  options.worker.max_connections = static_cast<std::size_t>(line->integer("max-connections", 0, 100'000'000));
+  options.accept_drain =
+      parse_choice("--accept-drain", line->text("accept-drain"), {"all", "one"}) == "all";
+  options.worker.max_connections =
+      static_cast<std::size_t>(line->integer("max-connections", 0, 100'000'000));
   options.worker.echo.idle_timeout_ns = line->seconds_ns("idle-timeout", 0, 86400);
   options.worker.echo.close_after_echo = line->has("close-after-echo");
   options.worker.drain_timeout_ns = line->seconds_ns("drain-timeout", 0, 86400);
@@ -90,10 +102,12 @@ std::optional<ServerOptions> parse_server_options(int argc, char** argv) {
       throw UsageError(fmt::format("--dispatch: with {} the kernel dispatches", facts.name));
     }
     const std::size_t cores = std::max(1U, std::thread::hardware_concurrency());
-    options.workers = line->has("workers") ? static_cast<std::size_t>(line->integer("workers", 1, 1024)) : cores;
+    options.workers =
+        line->has("workers") ? static_cast<std::size_t>(line->integer("workers", 1, 1024)) : cores;
     processes += options.workers;
     options.policy = &find_dispatch_policy(or_default("dispatch", "round-robin"));
-    options.hand_off_at = parse_choice("--hand-off-at", or_default("hand-off-at", "accept"), {"accept"});
+    options.hand_off_at =
+        parse_choice("--hand-off-at", or_default("hand-off-at", "accept"), {"accept"});
     options.listener.reuse_port = facts.listener_per_worker;
   } else if (options.strategy->name != "fork") {
     options.loop = &find_poller(options.strategy->name);
@@ -103,12 +117,15 @@ std::optional<ServerOptions> parse_server_options(int argc, char** argv) {
   const std::size_t limit = raise_descriptor_limit();
   const std::size_t own = 16 + 6 * processes;
   if (limit < own + 1) {
-    throw UsageError(fmt::format("RLIMIT_NOFILE is {}, and the server alone needs {}; raise it (ulimit -n)", limit, own + 1));
+    throw UsageError(
+        fmt::format("RLIMIT_NOFILE is {}, and the server alone needs {}; raise it (ulimit -n)",
+                    limit, own + 1));
   }
   const bool one_process_holds_all = options.strategy->run == run_single_server;
   if (one_process_holds_all && options.worker.max_connections > limit - own) {
-    throw UsageError(fmt::format("--max-connections: {} connections do not fit into RLIMIT_NOFILE {}; give at most {}",
-                                 options.worker.max_connections, limit, limit - own));
+    throw UsageError(fmt::format(
+        "--max-connections: {} connections do not fit into RLIMIT_NOFILE {}; give at most {}",
+        options.worker.max_connections, limit, limit - own));
   }
   return options;
 }

@@ -38,8 +38,8 @@ class ServerFrame {
   /// No more connections; what is still in the queue is reset.
   void close_listener() { listener_.reset(); }
 
-  /// Prints `listening HOST:PORT`, the first line on stdout, and starts the interval lines, which ask
-  /// `processes` for the numbers. Nothing is counted for the report before.
+  /// Prints `listening HOST:PORT`, the first line on stdout, and starts the interval lines, which
+  /// ask `processes` for the numbers. Nothing is counted for the report before.
   void announce(EventLoop& loop, std::function<ServerReport()> report);
   /// Writes the report with what all strategies know filled in.
   void write_report();

@@ -14,7 +14,8 @@ int run_single_server(ServerOptions& options) {
   const SharedArray<Counter> active(1);
   auto source = std::make_unique<ListenerSource>(duplicate(frame.listener()), options.accept_drain,
                                                  first_id_of_worker(0), false);
-  Worker worker(*options.loop, std::move(source), true, options.worker, counters[0], active.all(), 0);
+  Worker worker(*options.loop, std::move(source), true, options.worker, counters[0], active.all(),
+                0);
 
   const auto report = [&] {
     ServerReport result;

@@ -8,10 +8,12 @@ namespace c10k {
 std::span<const StrategyEntry> strategies() {
   static const std::array registry{
       StrategyEntry{"fork", "a process per connection", run_fork_server},
-      StrategyEntry{"select", "one process, select(2) without its limit of 1024", run_single_server},
+      StrategyEntry{"select", "one process, select(2) without its limit of 1024",
+                    run_single_server},
       StrategyEntry{"poll", "one process, poll(2)", run_single_server},
       StrategyEntry{"epoll", "one process, epoll(7), edge-triggered", run_single_server},
-      StrategyEntry{"pool", "an acceptor and worker processes; --ipc says how a connection gets there",
+      StrategyEntry{"pool",
+                    "an acceptor and worker processes; --ipc says how a connection gets there",
                     run_pool_server},
   };
   return registry;

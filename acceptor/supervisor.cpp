@@ -23,7 +23,8 @@ constexpr std::int64_t kill_grace_ns = 2'000'000'000;
 /// A pidfd becomes readable when its process has ended.
 class Supervisor::ExitWatch : public EventHandler {
  public:
-  ExitWatch(Supervisor& supervisor, std::size_t slot, int pidfd) : supervisor_(supervisor), slot_(slot), pidfd_(pidfd) {
+  ExitWatch(Supervisor& supervisor, std::size_t slot, int pidfd)
+      : supervisor_(supervisor), slot_(slot), pidfd_(pidfd) {
     supervisor_.loop_.watch(pidfd_, {.read = true, .level = true}, *this);
   }
   ~ExitWatch() override { supervisor_.loop_.forget(pidfd_, Removal::still_open); }
@@ -90,7 +91,8 @@ void Supervisor::check_start() {
 }
 
 bool Supervisor::all_ready() const {
-  return std::all_of(slots_.begin(), slots_.end(), [](const Slot& slot) { return slot.worker && slot.worker->ready; });
+  return std::all_of(slots_.begin(), slots_.end(),
+                     [](const Slot& slot) { return slot.worker && slot.worker->ready; });
 }
 
 void Supervisor::spawn(std::size_t index) {
@@ -114,8 +116,9 @@ void Supervisor::spawn(std::size_t index) {
   keep.push_back(theirs.get());
   worker->child = ChildProcess::fork(
       [&] {
-        return run_worker_process(*options_.loop, link->worker_end(), facts.kernel_dispatches, options_.worker,
-                                  worker->counters(), active_.all(), index, std::move(theirs));
+        return run_worker_process(*options_.loop, link->worker_end(), facts.kernel_dispatches,
+                                  options_.worker, worker->counters(), active_.all(), index,
+                                  std::move(theirs));
       },
       keep, 0);
   worker->control = std::move(ours);
@@ -135,15 +138,16 @@ void Supervisor::on_ready(std::size_t index) {
 
 void Supervisor::on_ended(std::size_t index) {
   Slot& slot = slots_[index];
-  // The watches go before the descriptors they watch. The exit watch is whose call this is; it is not
-  // touched again.
+  // The watches go before the descriptors they watch. The exit watch is whose call this is; it is
+  // not touched again.
   slot.exit_watch.reset();
   slot.control_watch.reset();
   const std::unique_ptr<WorkerProcess> worker = std::move(slot.worker);
   const pid_t pid = worker->child.pid();
   const ChildExit exit = worker->child.wait();  // it has ended: this does not block
   if (!slot.ever_ready && !stopping_) {
-    throw std::runtime_error(fmt::format("worker {} ended before it was ready: {}", index, exit.text()));
+    throw std::runtime_error(
+        fmt::format("worker {} ended before it was ready: {}", index, exit.text()));
   }
   hooks_.ended(*worker);
   slot.past.add(worker->counters());
@@ -156,7 +160,8 @@ void Supervisor::on_ended(std::size_t index) {
     fmt::print(stderr, "c10k-server: worker {} (process {}) ended: {}\n", index, pid, exit.text());
   }
   if (stopping_) {
-    const bool all = std::none_of(slots_.begin(), slots_.end(), [](const Slot& other) { return other.worker != nullptr; });
+    const bool all = std::none_of(slots_.begin(), slots_.end(),
+                                  [](const Slot& other) { return other.worker != nullptr; });
     if (all) hooks_.all_ended();
     return;
   }
@@ -169,14 +174,16 @@ void Supervisor::replace(std::size_t index) {
   Slot& slot = slots_[index];
   const std::int64_t delay = slot.failures_in_row == 0
                                  ? 0
-                                 : std::min(longest_back_off_ns, first_back_off_ns << std::min(slot.failures_in_row - 1, 20));
+                                 : std::min(longest_back_off_ns, first_back_off_ns << std::min(
+                                                                     slot.failures_in_row - 1, 20));
   loop_.after(delay, [this, index, &slot] {
     if (stopping_) return;
     try {
       spawn(index);
       ++slot.past.restarts;
     } catch (const std::exception& error) {
-      fmt::print(stderr, "c10k-server: worker {} cannot be replaced yet: {}\n", index, error.what());
+      fmt::print(stderr, "c10k-server: worker {} cannot be replaced yet: {}\n", index,
+                 error.what());
       ++slot.failures_in_row;
       replace(index);
     }
@@ -204,7 +211,8 @@ void Supervisor::stop() {
 std::string Supervisor::degraded() const {
   std::string text;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
-    if (!slots_[i].worker && !stopping_) text += fmt::format("{}worker {} waits to be replaced", text.empty() ? "" : ", ", i);
+    if (!slots_[i].worker && !stopping_)
+      text += fmt::format("{}worker {} waits to be replaced", text.empty() ? "" : ", ", i);
   }
   return text;
 }

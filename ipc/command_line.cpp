@@ -12,7 +12,8 @@
 namespace c10k {
 namespace po = boost::program_options;
 
-std::int64_t CommandLine::integer(const std::string& name, std::int64_t low, std::int64_t high) const {
+std::int64_t CommandLine::integer(const std::string& name, std::int64_t low,
+                                  std::int64_t high) const {
   return parse_integer("--" + name, text(name), low, high);
 }
 
@@ -38,7 +39,8 @@ std::optional<CommandLine> parse_command_line(int argc, char** argv, std::string
   options.add_options()("help", "print this and exit")("version", "print the version and exit");
   po::variables_map values;
   try {
-    const auto style = po::command_line_style::allow_long | po::command_line_style::long_allow_adjacent |
+    const auto style = po::command_line_style::allow_long |
+                       po::command_line_style::long_allow_adjacent |
                        po::command_line_style::long_allow_next;
     po::store(po::command_line_parser(argc, argv)
                   .options(options)
@@ -52,7 +54,9 @@ std::optional<CommandLine> parse_command_line(int argc, char** argv, std::string
     throw UsageError(error.what());
   }
   if (values.count("help") != 0) {
-    std::cout << "Usage: " << program_name(argv) << " [OPTION...]\n" << summary << "\n\n" << options;
+    std::cout << "Usage: " << program_name(argv) << " [OPTION...]\n"
+              << summary << "\n\n"
+              << options;
     return std::nullopt;
   }
   if (values.count("version") != 0) {
@@ -77,6 +81,8 @@ int run_program(int argc, char** argv, const std::function<int()>& body) {
   }
 }
 
-std::string_view project_version() { return C10K_VERSION; }
+std::string_view project_version() {
+  return C10K_VERSION;
+}
 
 }  // namespace c10k

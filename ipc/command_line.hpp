@@ -17,9 +17,12 @@ class CommandLine {
   explicit CommandLine(boost::program_options::variables_map values) : values_(std::move(values)) {}
 
   [[nodiscard]] bool has(const std::string& name) const { return values_.count(name) != 0; }
-  [[nodiscard]] std::string text(const std::string& name) const { return values_.at(name).as<std::string>(); }
+  [[nodiscard]] std::string text(const std::string& name) const {
+    return values_.at(name).as<std::string>();
+  }
   /// As parse_integer() and parse_seconds(), which name the option in their errors.
-  [[nodiscard]] std::int64_t integer(const std::string& name, std::int64_t low, std::int64_t high) const;
+  [[nodiscard]] std::int64_t integer(const std::string& name, std::int64_t low,
+                                     std::int64_t high) const;
   [[nodiscard]] std::int64_t seconds_ns(const std::string& name, double low, double high) const;
   /// True where the user gave it, false where it is the default.
   [[nodiscard]] bool given(const std::string& name) const;
@@ -30,8 +33,9 @@ class CommandLine {
 
 /// Reads the command line. Prints and returns nothing for --help and --version, which it adds to
 /// `options`. Throws UsageError for an unknown option, a missing value or a stray argument.
-[[nodiscard]] std::optional<CommandLine> parse_command_line(int argc, char** argv, std::string_view summary,
-                                                            boost::program_options::options_description options);
+[[nodiscard]] std::optional<CommandLine> parse_command_line(
+    int argc, char** argv, std::string_view summary,
+    boost::program_options::options_description options);
 
 /// Runs a program: returns what `body` returned, 2 after a UsageError and 1 after any other
 /// exception, either printed to stderr as "program: message". SIGPIPE is ignored.

@@ -24,7 +24,8 @@ class InheritedListener : public HandoffMethod {
 
   std::unique_ptr<Link> open(const LinkRequest& request) override {
     if (wait_ == "exclusive" && !request.exclusive_possible) {
-      throw UsageError("inherited-listener: wait=exclusive needs --loop epoll; use wait=plain with this loop");
+      throw UsageError(
+          "inherited-listener: wait=exclusive needs --loop epoll; use wait=plain with this loop");
     }
     const bool exclusive = wait_ != "plain" && request.exclusive_possible;
     return open_listener_link(duplicate(request.listener), request, exclusive);

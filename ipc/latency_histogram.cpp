@@ -8,7 +8,8 @@
 namespace c10k {
 namespace bh = boost::histogram;
 
-LatencyHistogram::LatencyHistogram() : counts_(std::make_tuple(Axis(buckets, 1.0, 1e11)), Storage()) {}
+LatencyHistogram::LatencyHistogram()
+    : counts_(std::make_tuple(Axis(buckets, 1.0, 1e11)), Storage()) {}
 
 void LatencyHistogram::merge(const LatencyHistogram& other) {
   counts_ += other.counts_;
@@ -42,7 +43,8 @@ double LatencyHistogram::quantile_ns(double fraction) const {
   for (const auto& cell : bh::indexed(counts_, bh::coverage::all)) {
     seen += *cell;
     // A bucket's middle may lie above the largest value in it.
-    if (seen >= rank) return std::min(middle_ns(cell), static_cast<double>(std::max<std::int64_t>(max_ns_, 1)));
+    if (seen >= rank)
+      return std::min(middle_ns(cell), static_cast<double>(std::max<std::int64_t>(max_ns_, 1)));
   }
   return static_cast<double>(max_ns_);
 }
@@ -58,7 +60,8 @@ nlohmann::json LatencyHistogram::to_json(bool with_buckets) const {
   if (with_buckets) {
     auto list = nlohmann::json::array();
     for (const auto& cell : bh::indexed(counts_, bh::coverage::all)) {
-      if (*cell != 0) list.push_back({std::round(middle_ns(cell)), static_cast<std::uint64_t>(*cell)});
+      if (*cell != 0)
+        list.push_back({std::round(middle_ns(cell)), static_cast<std::uint64_t>(*cell)});
     }
     json["buckets_ns"] = std::move(list);
   }

@@ -29,8 +29,8 @@ class LatencyHistogram {
   /// The latency that `fraction` (0 to 1) of the values do not exceed; 0 when there are none.
   [[nodiscard]] double quantile_ns(double fraction) const;
 
-  /// {"count", "p50_us", "p90_us", "p99_us", "p99_9_us", "max_us", "buckets_ns": [[middle, count]]}.
-  /// The buckets are what merges; they are left out unless asked for.
+  /// {"count", "p50_us", "p90_us", "p99_us", "p99_9_us", "max_us", "buckets_ns": [[middle,
+  /// count]]}. The buckets are what merges; they are left out unless asked for.
   [[nodiscard]] nlohmann::json to_json(bool with_buckets) const;
 
  private:

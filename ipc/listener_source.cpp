@@ -46,10 +46,13 @@ AcceptError sort_accept_error(int error) {
   }
 }
 
-OwnedFd open_reserve() { return OwnedFd(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
+OwnedFd open_reserve() {
+  return OwnedFd(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+}
 
 int accept_one(int listener) {
-  return retry_eintr([&] { return ::accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC); });
+  return retry_eintr(
+      [&] { return ::accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC); });
 }
 
 }  // namespace
@@ -137,7 +140,8 @@ class ListenerLink : public Link {
 
 }  // namespace
 
-std::unique_ptr<Link> open_listener_link(OwnedFd listener, const LinkRequest& request, bool exclusive) {
+std::unique_ptr<Link> open_listener_link(OwnedFd listener, const LinkRequest& request,
+                                         bool exclusive) {
   return std::make_unique<ListenerLink>(std::move(listener), request, exclusive);
 }
 

@@ -9,17 +9,19 @@
 
 namespace c10k {
 
-/// accept4 with its errors sorted. Holds one descriptor in reserve so that a process at its limit can
-/// still take a connection and close it visibly, rather than spin on EMFILE or leave it hanging.
+/// accept4 with its errors sorted. Holds one descriptor in reserve so that a process at its limit
+/// can still take a connection and close it visibly, rather than spin on EMFILE or leave it
+/// hanging.
 class AcceptQueueReader {
  public:
-  /// Borrows `listener` (non-blocking). Ids count up from `first_id`. Takes all that waits, as far as
-  /// the batch has room, or one a call.
+  /// Borrows `listener` (non-blocking). Ids count up from `first_id`. Takes all that waits, as far
+  /// as the batch has room, or one a call.
   AcceptQueueReader(int listener, bool drain, std::uint64_t first_id);
 
   /// The connections accepted, non-blocking and close-on-exec; the state is would_block once the
-  /// queue is empty, starved when the kernel lacks memory. Returns at the first error worth counting.
-  /// Throws SystemError for EBADF, EINVAL and the like: the listener itself is of no use any more.
+  /// queue is empty, starved when the kernel lacks memory. Returns at the first error worth
+  /// counting. Throws SystemError for EBADF, EINVAL and the like: the listener itself is of no use
+  /// any more.
   ReceiveResult accept(std::span<Received> batch);
 
   [[nodiscard]] int listener() const { return listener_; }
@@ -39,7 +41,9 @@ class AcceptQueueReader {
 class ListenerSource : public ConnectionSource {
  public:
   ListenerSource(OwnedFd listener, bool drain, std::uint64_t first_id, bool exclusive)
-      : listener_(std::move(listener)), reader_(listener_.get(), drain, first_id), exclusive_(exclusive) {}
+      : listener_(std::move(listener)),
+        reader_(listener_.get(), drain, first_id),
+        exclusive_(exclusive) {}
 
   [[nodiscard]] int fd() const override { return listener_.get(); }
   ReceiveResult receive(std::span<Received> batch) override { return reader_.accept(batch); }

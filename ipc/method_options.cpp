@@ -17,21 +17,26 @@ MethodOptions MethodOptions::parse(std::string_view text) {
     const std::string_view item = rest.substr(0, comma);
     const auto equals = item.find('=');
     if (equals == std::string_view::npos || equals == 0 || equals + 1 == item.size()) {
-      throw UsageError(fmt::format("'{}': '{}' is not key=value; write {}:key=value,...", text, item, options.name_));
+      throw UsageError(fmt::format("'{}': '{}' is not key=value; write {}:key=value,...", text,
+                                   item, options.name_));
     }
     const auto [_, added] = options.given_.emplace(item.substr(0, equals), item.substr(equals + 1));
-    if (!added) throw UsageError(fmt::format("'{}': '{}' is given twice", text, item.substr(0, equals)));
+    if (!added)
+      throw UsageError(fmt::format("'{}': '{}' is given twice", text, item.substr(0, equals)));
     if (comma == std::string_view::npos) return options;
     rest.remove_prefix(comma + 1);
   }
 }
 
-std::string MethodOptions::label(const std::string& key) const { return fmt::format("{}: {}", name_, key); }
+std::string MethodOptions::label(const std::string& key) const {
+  return fmt::format("{}: {}", name_, key);
+}
 
 std::int64_t MethodOptions::integer(const std::string& key, std::int64_t fallback, std::int64_t low,
                                     std::int64_t high) {
   const auto found = given_.find(key);
-  const auto value = found == given_.end() ? fallback : parse_integer(label(key), found->second, low, high);
+  const auto value =
+      found == given_.end() ? fallback : parse_integer(label(key), found->second, low, high);
   resolved_[key] = std::to_string(value);
   return value;
 }
@@ -39,7 +44,8 @@ std::int64_t MethodOptions::integer(const std::string& key, std::int64_t fallbac
 std::string MethodOptions::choice(const std::string& key, const std::string& fallback,
                                   const std::vector<std::string>& allowed) {
   const auto found = given_.find(key);
-  return resolved_[key] = found == given_.end() ? fallback : parse_choice(label(key), found->second, allowed);
+  return resolved_[key] =
+             found == given_.end() ? fallback : parse_choice(label(key), found->second, allowed);
 }
 
 bool MethodOptions::flag(const std::string& key, bool fallback) {

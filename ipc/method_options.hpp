@@ -19,8 +19,10 @@ class MethodOptions {
 
   /// The value of `key`, or `fallback` when it was not given. Throw UsageError outside the range
   /// or the list.
-  std::int64_t integer(const std::string& key, std::int64_t fallback, std::int64_t low, std::int64_t high);
-  std::string choice(const std::string& key, const std::string& fallback, const std::vector<std::string>& allowed);
+  std::int64_t integer(const std::string& key, std::int64_t fallback, std::int64_t low,
+                       std::int64_t high);
+  std::string choice(const std::string& key, const std::string& fallback,
+                     const std::vector<std::string>& allowed);
   /// As choice(), for on and off.
   bool flag(const std::string& key, bool fallback);
 

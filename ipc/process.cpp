@@ -14,7 +14,9 @@
 
 namespace c10k {
 
-bool ChildExit::clean() const { return WIFEXITED(status) && WEXITSTATUS(status) == 0; }
+bool ChildExit::clean() const {
+  return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
 
 std::string ChildExit::text() const {
   if (WIFSIGNALED(status)) {
@@ -35,7 +37,9 @@ ChildProcess& ChildProcess::operator=(ChildProcess&& other) noexcept {
   return *this;
 }
 
-ChildProcess::~ChildProcess() { kill_and_reap(); }
+ChildProcess::~ChildProcess() {
+  kill_and_reap();
+}
 
 void ChildProcess::kill_and_reap() noexcept {
   if (!running()) return;
@@ -52,7 +56,8 @@ namespace {
   int code = 1;
   try {
     if (parent_death_signal != 0) {
-      checked([&] { return ::prctl(PR_SET_PDEATHSIG, parent_death_signal); }, "prctl PR_SET_PDEATHSIG");
+      checked([&] { return ::prctl(PR_SET_PDEATHSIG, parent_death_signal); },
+              "prctl PR_SET_PDEATHSIG");
       // The parent may have died before the request was in place; then no signal would come.
       if (::getppid() != parent) ::_exit(1);
     }
@@ -68,12 +73,14 @@ namespace {
 
 }  // namespace
 
-pid_t fork_process(const std::function<int()>& body, std::span<const int> keep, int parent_death_signal) {
+pid_t fork_process(const std::function<int()>& body, std::span<const int> keep,
+                   int parent_death_signal) {
   // What stands in stdio's buffers would otherwise be written twice.
   std::fflush(stdout);
   std::fflush(stderr);
   const pid_t parent = ::getpid();
-  const pid_t pid = checked([] { return ::fork(); }, "fork (limits: RLIMIT_NPROC, kernel.pid_max, pids cgroup)");
+  const pid_t pid =
+      checked([] { return ::fork(); }, "fork (limits: RLIMIT_NPROC, kernel.pid_max, pids cgroup)");
   if (pid == 0) run_child(body, keep, parent_death_signal, parent);
   return pid;
 }
@@ -118,7 +125,8 @@ void close_other_descriptors(std::span<const int> keep) {
   unsigned first = 3;
   const auto close_up_to = [&](unsigned last) {
     if (first > last) return;
-    checked([&] { return ::syscall(SYS_close_range, first, last, 0); }, "close_range {} {}", first, last);
+    checked([&] { return ::syscall(SYS_close_range, first, last, 0); }, "close_range {} {}", first,
+            last);
   };
   for (const int fd : kept) {
     if (fd < 3) continue;
@@ -133,7 +141,8 @@ std::size_t raise_descriptor_limit() {
   rlimit limit{};
   checked([&] { return ::getrlimit(RLIMIT_NOFILE, &limit); }, "getrlimit RLIMIT_NOFILE");
   limit.rlim_cur = limit.rlim_max;
-  checked([&] { return ::setrlimit(RLIMIT_NOFILE, &limit); }, "setrlimit RLIMIT_NOFILE {}", limit.rlim_max);
+  checked([&] { return ::setrlimit(RLIMIT_NOFILE, &limit); }, "setrlimit RLIMIT_NOFILE {}",
+          limit.rlim_max);
   return static_cast<std::size_t>(limit.rlim_cur);
 }
 

@@ -23,20 +23,20 @@ struct ChildExit {
   [[nodiscard]] std::string text() const;
 };
 
-/// Forks. The child keeps descriptors 0 to 2 and those in `keep`, closes every other one, runs `body`,
-/// and leaves by _exit with what it returned: no destructor, no atexit handler and no buffer of the
-/// parent runs in it. An exception in `body` is printed as one line and gives exit code 1. When the
-/// forking thread dies, the kernel sends `parent_death_signal` to the child (0: none; prctl(2),
-/// PR_SET_PDEATHSIG). The caller reaps the child.
-/// Throws SystemError when the kernel refuses the process (EAGAIN: RLIMIT_NPROC or pids cgroup).
+/// Forks. The child keeps descriptors 0 to 2 and those in `keep`, closes every other one, runs
+/// `body`, and leaves by _exit with what it returned: no destructor, no atexit handler and no
+/// buffer of the parent runs in it. An exception in `body` is printed as one line and gives exit
+/// code 1. When the forking thread dies, the kernel sends `parent_death_signal` to the child (0:
+/// none; prctl(2), PR_SET_PDEATHSIG). The caller reaps the child. Throws SystemError when the
+/// kernel refuses the process (EAGAIN: RLIMIT_NPROC or pids cgroup).
 [[nodiscard]] pid_t fork_process(const std::function<int()>& body, std::span<const int> keep,
                                  int parent_death_signal);
 
 /// Reaps one child that has ended, whichever; does not wait. The pid is 0 when there is none.
 [[nodiscard]] std::pair<pid_t, ChildExit> reap_any_child();
 
-/// A forked child known by its pidfd. Destroying it while the child still runs kills and reaps it, so that no process
-/// is ever left behind by an exception.
+/// A forked child known by its pidfd. Destroying it while the child still runs kills and reaps it,
+/// so that no process is ever left behind by an exception.
 class ChildProcess {
  public:
   ChildProcess() = default;

@@ -22,8 +22,10 @@ class Reuseport : public HandoffMethod {
  public:
   [[nodiscard]] Support probe() override {
     try {
-      const OwnedFd first = listen_tcp(SocketAddress::loopback_source(1), {.backlog = 1, .reuse_port = true});
-      const OwnedFd second = listen_tcp(SocketAddress::local(first.get()), {.backlog = 1, .reuse_port = true});
+      const OwnedFd first =
+          listen_tcp(SocketAddress::loopback_source(1), {.backlog = 1, .reuse_port = true});
+      const OwnedFd second =
+          listen_tcp(SocketAddress::local(first.get()), {.backlog = 1, .reuse_port = true});
       return {};
     } catch (const std::exception& error) {
       return {false, error.what()};
@@ -33,10 +35,11 @@ class Reuseport : public HandoffMethod {
   std::unique_ptr<Link> open(const LinkRequest& request) override {
     auto found = listeners_.find(request.worker);
     if (found == listeners_.end()) {
-      // Worker 0 uses the server's own listener: one more in the group would be one that nobody serves.
-      OwnedFd listener = request.worker == 0
-                             ? duplicate(request.listener)
-                             : listen_tcp(SocketAddress::local(request.listener), request.listen_options);
+      // Worker 0 uses the server's own listener: one more in the group would be one that nobody
+      // serves.
+      OwnedFd listener = request.worker == 0 ? duplicate(request.listener)
+                                             : listen_tcp(SocketAddress::local(request.listener),
+                                                          request.listen_options);
       found = listeners_.emplace(request.worker, std::move(listener)).first;
     }
     return open_listener_link(duplicate(found->second.get()), request, false);
@@ -61,7 +64,9 @@ MethodEntry reuseport() {
            .after_death = "its queue waits for the successor (the supervisor keeps the listener)",
            .kernel_dispatches = true,
            .listener_per_worker = true},
-          [](MethodOptions&) -> std::unique_ptr<HandoffMethod> { return std::make_unique<Reuseport>(); }};
+          [](MethodOptions&) -> std::unique_ptr<HandoffMethod> {
+            return std::make_unique<Reuseport>();
+          }};
 }
 
 }  // namespace c10k

@@ -34,11 +34,13 @@ Channel send_frame(int socket, std::span<const Handover> batch) {
   header->cmsg_len = CMSG_LEN(batch.size() * sizeof(int));
   std::memcpy(CMSG_DATA(header), fds.data(), batch.size() * sizeof(int));
 
-  const ssize_t sent = retry_eintr([&] { return ::sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT); });
+  const ssize_t sent =
+      retry_eintr([&] { return ::sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT); });
   if (sent >= 0) {
     // A frame is far below half the send buffer, so the kernel takes it as one buffer or not at all
     // (net/unix/af_unix.c, unix_stream_sendmsg).
-    if (static_cast<std::size_t>(sent) != data.iov_len) throw std::runtime_error("sendmsg took half a frame");
+    if (static_cast<std::size_t>(sent) != data.iov_len)
+      throw std::runtime_error("sendmsg took half a frame");
     return Channel::more;
   }
   switch (errno) {
@@ -64,7 +66,8 @@ namespace {
 /// Returns the number of descriptors, also of those beyond `out`, which are closed.
 std::size_t take_descriptors(msghdr& message, std::span<Received> out) {
   std::size_t count = 0;
-  for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {
+  for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr;
+       header = CMSG_NXTHDR(&message, header)) {
     if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
     const std::size_t here = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
     for (std::size_t i = 0; i < here; ++i, ++count) {
@@ -120,7 +123,8 @@ ReceiveResult receive_frame(int socket, std::span<Received> batch, bool datagram
   }
   if (descriptors != frame.count) {
     drop_all();
-    throw std::runtime_error(fmt::format("recvmsg: {} descriptors where the frame says {}", descriptors, frame.count));
+    throw std::runtime_error(
+        fmt::format("recvmsg: {} descriptors where the frame says {}", descriptors, frame.count));
   }
   for (std::size_t i = 0; i < descriptors; ++i) batch[i].tag = frame.tags[i];
   return {.received = descriptors};
@@ -176,7 +180,9 @@ class ScmLink : public Link {
     ends_.first.reset();
     return std::make_unique<ScmSource>(std::move(ends_.second), datagram_);
   }
-  [[nodiscard]] std::vector<int> worker_descriptors() const override { return {ends_.second.get()}; }
+  [[nodiscard]] std::vector<int> worker_descriptors() const override {
+    return {ends_.second.get()};
+  }
 
  private:
   std::pair<OwnedFd, OwnedFd> ends_;
@@ -216,8 +222,20 @@ Support probe_scm(int socket_type) {
   }
 }
 
+MethodFacts scm_facts(std::string_view name, std::string_view summary) {
+  return {.name = name,
+          .summary = summary,
+          .options = "batch=1..253 (64)",
+          .kernel = "2.2",
+          .privilege = "none",
+          .syscalls = "acceptor 1/batch (sendmsg), worker 1/batch (recvmsg)",
+          .isolation = "full: each side reaches only its own table",
+          .after_death = "nothing: the kernel drops messages in flight, the acceptor has copies"};
+}
+
 std::unique_ptr<HandoffMethod> make_scm_method(int socket_type, MethodOptions& options) {
-  const auto batch = options.integer("batch", 64, 1, static_cast<std::int64_t>(scm_max_descriptors));
+  const auto batch =
+      options.integer("batch", 64, 1, static_cast<std::int64_t>(scm_max_descriptors));
   return std::make_unique<ScmMethod>(socket_type, static_cast<std::size_t>(batch));
 }
 

@@ -1,4 +1,5 @@
-// SCM_RIGHTS over an unnamed AF_UNIX pair: the message, and the link that the three scm methods share.
+// SCM_RIGHTS over an unnamed AF_UNIX pair: the message, and the link that the three scm methods
+// share.
 //
 // A message is a fixed frame and one control message with exactly as many descriptors as the frame
 // has tags. What arrives is treated as hostile (see receive_frame).
@@ -32,8 +33,8 @@ struct ScmFrame {
 [[nodiscard]] Channel send_frame(int socket, std::span<const Handover> batch);
 
 /// Receives at most one message into a prefix of `batch`, which has `receive_room`.
-/// Close-on-exec is set atomically. Every control message is walked; whatever does not fit the frame
-/// (surplus, shortage, foreign kinds, a wrong length or magic) is closed, and throws
+/// Close-on-exec is set atomically. Every control message is walked; whatever does not fit the
+/// frame (surplus, shortage, foreign kinds, a wrong length or magic) is closed, and throws
 /// std::runtime_error: the peer is not the acceptor, or is broken. A message truncated because this
 /// process has no descriptor free keeps nothing and returns `refused`.
 [[nodiscard]] ReceiveResult receive_frame(int socket, std::span<Received> batch, bool datagram);
@@ -44,7 +45,11 @@ struct ScmFrame {
 /// Tries to pass a descriptor over a pair of the type.
 [[nodiscard]] Support probe_scm(int socket_type);
 
+/// The facts that the three methods share.
+[[nodiscard]] MethodFacts scm_facts(std::string_view name, std::string_view summary);
+
 /// A method that opens links of the type, with the option `batch`.
-[[nodiscard]] std::unique_ptr<HandoffMethod> make_scm_method(int socket_type, MethodOptions& options);
+[[nodiscard]] std::unique_ptr<HandoffMethod> make_scm_method(int socket_type,
+                                                             MethodOptions& options);
 
 }  // namespace c10k

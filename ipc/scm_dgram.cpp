@@ -16,14 +16,7 @@
 namespace c10k {
 
 MethodEntry scm_dgram() {
-  return {{.name = "scm-dgram",
-           .summary = "SCM_RIGHTS over an unnamed SOCK_DGRAM pair per worker",
-           .options = "batch=1..253 (64)",
-           .kernel = "2.2",
-           .privilege = "none",
-           .syscalls = "acceptor 1/batch (sendmsg), worker 1/batch (recvmsg)",
-           .isolation = "full: each side reaches only its own table",
-           .after_death = "nothing: the kernel drops messages in flight, the acceptor has copies"},
+  return {scm_facts("scm-dgram", "SCM_RIGHTS over an unnamed SOCK_DGRAM pair per worker"),
           [](MethodOptions& options) { return make_scm_method(SOCK_DGRAM, options); }};
 }
 

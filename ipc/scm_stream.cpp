@@ -16,14 +16,7 @@
 namespace c10k {
 
 MethodEntry scm_stream() {
-  return {{.name = "scm-stream",
-           .summary = "SCM_RIGHTS over an unnamed SOCK_STREAM pair per worker",
-           .options = "batch=1..253 (64)",
-           .kernel = "2.2",
-           .privilege = "none",
-           .syscalls = "acceptor 1/batch (sendmsg), worker 1/batch (recvmsg)",
-           .isolation = "full: each side reaches only its own table",
-           .after_death = "nothing: the kernel drops messages in flight, the acceptor has copies"},
+  return {scm_facts("scm-stream", "SCM_RIGHTS over an unnamed SOCK_STREAM pair per worker"),
           [](MethodOptions& options) { return make_scm_method(SOCK_STREAM, options); }};
 }
 

@@ -21,8 +21,10 @@ class MappableFd {
 };
 
 boost::interprocess::mapped_region map_memfd(std::size_t size) {
-  const OwnedFd fd(checked([] { return ::memfd_create("c10k", MFD_CLOEXEC | MFD_ALLOW_SEALING); }, "memfd_create"));
-  checked([&] { return ::ftruncate(fd.get(), static_cast<off_t>(size)); }, "ftruncate memfd to {} bytes", size);
+  const OwnedFd fd(checked([] { return ::memfd_create("c10k", MFD_CLOEXEC | MFD_ALLOW_SEALING); },
+                           "memfd_create"));
+  checked([&] { return ::ftruncate(fd.get(), static_cast<off_t>(size)); },
+          "ftruncate memfd to {} bytes", size);
   checked([&] { return ::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL); },
           "fcntl F_ADD_SEALS");
   return {MappableFd(fd.get()), boost::interprocess::read_write, 0, size};

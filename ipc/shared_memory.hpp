@@ -24,8 +24,8 @@ class SharedMemory {
   boost::interprocess::mapped_region region_;
 };
 
-/// `count` value-initialised objects of T in shared memory. T must not hold pointers to heap memory:
-/// each process has its own heap. No destructor runs: other processes may still read.
+/// `count` value-initialised objects of T in shared memory. T must not hold pointers to heap
+/// memory: each process has its own heap. No destructor runs: other processes may still read.
 template <typename T>
 class SharedArray {
   static_assert(std::is_trivially_destructible_v<T>);
@@ -34,7 +34,9 @@ class SharedArray {
   explicit SharedArray(std::size_t count) : memory_(count * sizeof(T)), count_(count) {
     for (std::size_t i = 0; i < count; ++i) new (static_cast<T*>(memory_.data()) + i) T();
   }
-  [[nodiscard]] T& operator[](std::size_t i) const { return *std::launder(static_cast<T*>(memory_.data()) + i); }
+  [[nodiscard]] T& operator[](std::size_t i) const {
+    return *std::launder(static_cast<T*>(memory_.data()) + i);
+  }
   [[nodiscard]] std::size_t size() const { return count_; }
   [[nodiscard]] std::span<T> all() const { return {&(*this)[0], count_}; }
 

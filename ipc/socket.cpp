@@ -36,8 +36,9 @@ SocketAddress SocketAddress::parse(std::string_view what, std::string_view text)
   addrinfo* found = nullptr;
   const int error = ::getaddrinfo(host.c_str(), port.c_str(), &hints, &found);
   if (error != 0) {
-    throw UsageError(fmt::format("{}: host '{}' does not resolve ({}); give a name or address of this machine",
-                                 what, host, ::gai_strerror(error)));
+    throw UsageError(
+        fmt::format("{}: host '{}' does not resolve ({}); give a name or address of this machine",
+                    what, host, ::gai_strerror(error)));
   }
   const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> owner(found, ::freeaddrinfo);
   // A name with both kinds of address means IPv4 here: the default listener is 127.0.0.1, and
@@ -55,8 +56,11 @@ SocketAddress SocketAddress::parse(std::string_view what, std::string_view text)
 SocketAddress SocketAddress::local(int fd) {
   SocketAddress address;
   address.size_ = sizeof address.storage_;
-  checked([&] { return ::getsockname(fd, reinterpret_cast<sockaddr*>(&address.storage_), &address.size_); },
-          "getsockname {}", fd);
+  checked(
+      [&] {
+        return ::getsockname(fd, reinterpret_cast<sockaddr*>(&address.storage_), &address.size_);
+      },
+      "getsockname {}", fd);
   return address;
 }
 
@@ -80,16 +84,19 @@ bool SocketAddress::is_loopback_v4() const {
 std::string SocketAddress::text() const {
   char host[INET6_ADDRSTRLEN] = "";
   if (family() == AF_INET6) {
-    ::inet_ntop(AF_INET6, &reinterpret_cast<const sockaddr_in6*>(&storage_)->sin6_addr, host, sizeof host);
+    ::inet_ntop(AF_INET6, &reinterpret_cast<const sockaddr_in6*>(&storage_)->sin6_addr, host,
+                sizeof host);
     return fmt::format("[{}]:{}", host, port());
   }
-  ::inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in*>(&storage_)->sin_addr, host, sizeof host);
+  ::inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in*>(&storage_)->sin_addr, host,
+              sizeof host);
   return fmt::format("{}:{}", host, port());
 }
 
 OwnedFd listen_tcp(const SocketAddress& address, const ListenOptions& options) {
   OwnedFd fd(checked(
-      [&] { return ::socket(address.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0); }, "socket TCP"));
+      [&] { return ::socket(address.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0); },
+      "socket TCP"));
   const int on = 1;
   checked([&] { return ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on); },
           "setsockopt SO_REUSEADDR");
@@ -100,7 +107,8 @@ OwnedFd listen_tcp(const SocketAddress& address, const ListenOptions& options) {
     checked([&] { return ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEPORT, &on, sizeof on); },
             "setsockopt SO_REUSEPORT");
   }
-  checked([&] { return ::bind(fd.get(), address.data(), address.size()); }, "bind {}", address.text());
+  checked([&] { return ::bind(fd.get(), address.data(), address.size()); }, "bind {}",
+          address.text());
   checked([&] { return ::listen(fd.get(), options.backlog); }, "listen {}", address.text());
   return fd;
 }

@@ -27,7 +27,9 @@ class SocketAddress {
   /// 127.0.0.`host` (host counted from 1), port 0: a client's own address.
   static SocketAddress loopback_source(std::uint32_t host);
 
-  [[nodiscard]] const sockaddr* data() const { return reinterpret_cast<const sockaddr*>(&storage_); }
+  [[nodiscard]] const sockaddr* data() const {
+    return reinterpret_cast<const sockaddr*>(&storage_);
+  }
   [[nodiscard]] socklen_t size() const { return size_; }
   [[nodiscard]] int family() const { return storage_.ss_family; }
   [[nodiscard]] std::uint16_t port() const;

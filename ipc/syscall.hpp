@@ -56,7 +56,8 @@ auto checked_nonblocking(Call&& call, fmt::format_string<Args...> what, Args&&..
 
 /// A close-on-exec duplicate of `fd`, which stays the caller's.
 [[nodiscard]] inline OwnedFd duplicate(int fd) {
-  return OwnedFd(checked([&] { return ::fcntl(fd, F_DUPFD_CLOEXEC, 3); }, "fcntl {} F_DUPFD_CLOEXEC", fd));
+  return OwnedFd(
+      checked([&] { return ::fcntl(fd, F_DUPFD_CLOEXEC, 3); }, "fcntl {} F_DUPFD_CLOEXEC", fd));
 }
 
 /// CLOCK_MONOTONIC in nanoseconds; one clock for all processes of the machine.

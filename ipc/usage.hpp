@@ -27,7 +27,8 @@ template <typename Integer>
   const char* end = text.data() + text.size();
   const auto [stopped, error] = std::from_chars(text.data(), end, value);
   if (text.empty() || error == std::errc::invalid_argument || stopped != end) {
-    throw UsageError(fmt::format("{}: '{}' is not a whole number; give {} to {}", what, text, low, high));
+    throw UsageError(
+        fmt::format("{}: '{}' is not a whole number; give {} to {}", what, text, low, high));
   }
   if (error == std::errc::result_out_of_range || value < low || value > high) {
     throw UsageError(fmt::format("{}: {} is out of range; give {} to {}", what, text, low, high));
@@ -47,11 +48,13 @@ template <typename Integer>
 template <typename Entry>
 [[nodiscard]] std::string names_of(std::span<const Entry> registry, std::string_view separator) {
   std::string names;
-  for (const Entry& entry : registry) names += fmt::format("{}{}", names.empty() ? "" : separator, entry.name);
+  for (const Entry& entry : registry)
+    names += fmt::format("{}{}", names.empty() ? "" : separator, entry.name);
   return names;
 }
 
-/// The entry called `name` in a registry, whose entries have a `name`. Throws UsageError listing all.
+/// The entry called `name` in a registry, whose entries have a `name`. Throws UsageError listing
+/// all.
 template <typename Entry>
 [[nodiscard]] const Entry& find_by_name(std::string_view what, std::span<const Entry> registry,
                                         std::string_view name) {

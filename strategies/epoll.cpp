@@ -1,8 +1,8 @@
 // epoll(7), edge-triggered: the kernel keeps the set and reports each change once.
 //
-// A registration belongs to the open file, not to the number: as long as any process holds the file,
-// closing our number does not end its events. So each registration carries a generation, and an event
-// of an earlier one is dropped.
+// A registration belongs to the open file, not to the number: as long as any process holds the
+// file, closing our number does not end its events. So each registration carries a generation, and
+// an event of an earlier one is dropped.
 #include <sys/epoll.h>
 
 #include <array>
@@ -19,7 +19,8 @@ class EpollPoller : public Poller {
  public:
   std::span<const Event> wait(int timeout_ms) override {
     events_.clear();
-    const int ready = ::epoll_wait(epoll_.get(), kernel_events_.data(), static_cast<int>(kernel_events_.size()), timeout_ms);
+    const int ready = ::epoll_wait(epoll_.get(), kernel_events_.data(),
+                                   static_cast<int>(kernel_events_.size()), timeout_ms);
     if (ready < 0 && errno != EINTR) throw_system_error(errno, "epoll_wait {}", epoll_.get());
     for (int i = 0; i < ready; ++i) {
       const epoll_event& event = kernel_events_[static_cast<std::size_t>(i)];
@@ -43,13 +44,15 @@ class EpollPoller : public Poller {
     if (interest.exclusive && !interest.read) return;
     epoll_event event{};
     // EPOLLRDHUP and EPOLLPRI may not be combined with EPOLLEXCLUSIVE.
-    if (interest.read) event.events |= interest.exclusive ? EPOLLIN : EPOLLIN | EPOLLRDHUP | EPOLLPRI;
+    if (interest.read)
+      event.events |= interest.exclusive ? EPOLLIN : EPOLLIN | EPOLLRDHUP | EPOLLPRI;
     if (interest.write) event.events |= EPOLLOUT;
     if (!interest.level) event.events |= EPOLLET;
     if (interest.exclusive) event.events |= EPOLLEXCLUSIVE;
     event.data.u64 = std::uint64_t{entry.generation} << 32 | number;
     const int operation = entry.registered ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
-    checked([&] { return ::epoll_ctl(epoll_.get(), operation, fd, &event); }, "epoll_ctl {} {}", operation, fd);
+    checked([&] { return ::epoll_ctl(epoll_.get(), operation, fd, &event); }, "epoll_ctl {} {}",
+            operation, fd);
     entry.registered = true;
   }
 
@@ -67,7 +70,8 @@ class EpollPoller : public Poller {
   };
 
   void unregister(int fd) {
-    checked([&] { return ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr); }, "epoll_ctl DEL {}", fd);
+    checked([&] { return ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr); },
+            "epoll_ctl DEL {}", fd);
     entries_[static_cast<std::size_t>(fd)].registered = false;
   }
 

@@ -31,7 +31,8 @@ void EventLoop::forget(int fd, Removal why) {
 
 void EventLoop::call_again(int fd) {
   // Who is told the level is told again anyway.
-  if (entry_.edge_triggered) again_.push_back({fd, watches_[static_cast<std::size_t>(fd)].generation});
+  if (entry_.edge_triggered)
+    again_.push_back({fd, watches_[static_cast<std::size_t>(fd)].generation});
 }
 
 std::uint64_t EventLoop::after(std::int64_t delay_ns, std::function<void()> action) {
@@ -65,7 +66,8 @@ void EventLoop::turn() {
   calling_again_.swap(again_);
   for (const Event& event : events) {
     const Watch& watch = watches_[static_cast<std::size_t>(event.fd)];
-    // Forgotten earlier in this turn, or watched anew under the same number: then the event is not its.
+    // Forgotten earlier in this turn, or watched anew under the same number: then the event is not
+    // its.
     if (watch.handler == nullptr || watch.since_turn == turn_) continue;
     watch.handler->on_ready(event.ready);
     if (stopping_) return;
@@ -89,22 +91,27 @@ void EventLoop::run_timers() {
   }
 }
 
-SignalWatch::SignalWatch(EventLoop& loop, std::initializer_list<int> signals, std::function<void(int)> action)
+SignalWatch::SignalWatch(EventLoop& loop, std::initializer_list<int> signals,
+                         std::function<void(int)> action)
     : loop_(loop), action_(std::move(action)) {
   sigset_t set;
   sigemptyset(&set);
   for (const int number : signals) sigaddset(&set, number);
   checked([&] { return ::sigprocmask(SIG_BLOCK, &set, nullptr); }, "sigprocmask");
-  fd_ = OwnedFd(checked([&] { return ::signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC); }, "signalfd"));
+  fd_ = OwnedFd(
+      checked([&] { return ::signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC); }, "signalfd"));
   loop_.watch(fd_.get(), {.read = true, .level = true}, *this);
 }
 
-SignalWatch::~SignalWatch() { loop_.forget(fd_.get(), Removal::closing); }
+SignalWatch::~SignalWatch() {
+  loop_.forget(fd_.get(), Removal::closing);
+}
 
 void SignalWatch::on_ready(Readiness) {
   signalfd_siginfo info;
   while (true) {
-    const auto size = checked_nonblocking([&] { return ::read(fd_.get(), &info, sizeof info); }, "read signalfd");
+    const auto size =
+        checked_nonblocking([&] { return ::read(fd_.get(), &info, sizeof info); }, "read signalfd");
     if (!size) return;
     action_(static_cast<int>(info.ssi_signo));
   }

@@ -45,8 +45,8 @@ class EventLoop {
 
   /// Turns until stop(). An exception of a handler passes through.
   void run();
-  /// Ends the turn at once, and with it what else was ready in it: edges that have been reported are
-  /// not reported again.
+  /// Ends the turn at once, and with it what else was ready in it: edges that have been reported
+  /// are not reported again.
   void stop() { stopping_ = true; }
 
  private:
@@ -79,8 +79,8 @@ class EventLoop {
   std::vector<std::function<void()>> end_of_turn_;
 };
 
-/// Signals as events (signalfd(2)): blocks them for this thread and the threads and children it makes,
-/// so that no handler ever runs between two lines of code.
+/// Signals as events (signalfd(2)): blocks them for this thread and the threads and children it
+/// makes, so that no handler ever runs between two lines of code.
 class SignalWatch : public EventHandler {
  public:
   SignalWatch(EventLoop& loop, std::initializer_list<int> signals, std::function<void(int)> action);

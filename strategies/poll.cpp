@@ -1,4 +1,5 @@
-// poll(2): an array of what to wait for, copied in at every call; its answers stand in the same array.
+// poll(2): an array of what to wait for, copied in at every call; its answers stand in the same
+// array.
 #include <poll.h>
 
 #include <vector>
@@ -14,7 +15,8 @@ class PollPoller : public Poller {
   std::span<const Event> wait(int timeout_ms) override {
     events_.clear();
     int ready = ::poll(entries_.data(), entries_.size(), timeout_ms);
-    if (ready < 0 && errno != EINTR) throw_system_error(errno, "poll of {} descriptors", entries_.size());
+    if (ready < 0 && errno != EINTR)
+      throw_system_error(errno, "poll of {} descriptors", entries_.size());
     for (std::size_t i = 0; ready > 0 && i < entries_.size(); ++i) {
       const pollfd& entry = entries_[i];
       if (entry.revents == 0) continue;

@@ -35,8 +35,8 @@ struct Event {
 
 /// Why a descriptor leaves a poller.
 enum class Removal : std::uint8_t {
-  closing,      ///< The caller closes it next and no other process or number holds the open file.
-  still_open,   ///< Somebody may still hold the open file: closing would not end its events.
+  closing,     ///< The caller closes it next and no other process or number holds the open file.
+  still_open,  ///< Somebody may still hold the open file: closing would not end its events.
 };
 
 class Poller {
@@ -54,9 +54,9 @@ class Poller {
 struct PollerEntry {
   std::string_view name;
   std::string_view summary;
-  bool edge_triggered = false;       ///< Reports a change once, unless asked for the level.
-  bool exclusive = false;            ///< Honours Interest::exclusive.
-  bool update_is_syscall = false;    ///< Adding a descriptor costs a system call.
+  bool edge_triggered = false;     ///< Reports a change once, unless asked for the level.
+  bool exclusive = false;          ///< Honours Interest::exclusive.
+  bool update_is_syscall = false;  ///< Adding a descriptor costs a system call.
   std::unique_ptr<Poller> (*make)();
 };
 

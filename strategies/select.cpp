@@ -1,7 +1,8 @@
 // select(2): the sets are bitmaps, copied in and out at every call and scanned from bit 0.
 //
-// FD_SET beyond 1024 writes past fd_set, but the system call takes bitmaps of any length (fs/select.c,
-// core_sys_select allocates what nfds asks for). So: own bitmaps on the heap, no FD_SET, no limit.
+// FD_SET beyond 1024 writes past fd_set, but the system call takes bitmaps of any length
+// (fs/select.c, core_sys_select allocates what nfds asks for). So: own bitmaps on the heap, no
+// FD_SET, no limit.
 #include <sys/select.h>
 
 #include <algorithm>
@@ -29,8 +30,9 @@ class SelectPoller : public Poller {
       for (Word any = ready_read_[word] | ready_write_[word]; any != 0; any &= any - 1) {
         const auto bit = static_cast<std::size_t>(std::countr_zero(any));
         const Word mask = Word{1} << bit;
-        events_.push_back({static_cast<int>(word * bits + bit),
-                           {.read = (ready_read_[word] & mask) != 0, .write = (ready_write_[word] & mask) != 0}});
+        events_.push_back(
+            {static_cast<int>(word * bits + bit),
+             {.read = (ready_read_[word] & mask) != 0, .write = (ready_write_[word] & mask) != 0}});
       }
     }
     return events_;

@@ -17,7 +17,8 @@ class HandoffMethods : public ::testing::TestWithParam<std::string> {
   void SetUp() override {
     configured_ = configure_handoff_method(GetParam());
     const Support support = configured_.method->probe();
-    if (!support.available) GTEST_SKIP() << GetParam() << " is unsupported, because " << support.reason;
+    if (!support.available)
+      GTEST_SKIP() << GetParam() << " is unsupported, because " << support.reason;
     before_ = open_descriptors();
     listener_ = listen_tcp(SocketAddress::loopback_source(1),
                            {.backlog = 512, .reuse_port = configured_.entry->listener_per_worker});
@@ -88,7 +89,9 @@ std::vector<std::string> method_names() {
 
 std::string readable(const ::testing::TestParamInfo<std::string>& info) {
   std::string name = info.param;
-  std::replace_if(name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
+  std::replace_if(
+      name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); },
+      '_');
   return name;
 }
 
@@ -152,7 +155,8 @@ TEST_P(HandoffMethods, KeepsOrderAndTagsAcrossBatches) {
   const TcpPair pair = tcp_pair();
   std::vector<Handover> batch(count);
   for (std::size_t i = 0; i < count; ++i) {
-    batch[i] = {pair.accepted.get(), {i, static_cast<std::int64_t>(1000 + i), static_cast<std::uint32_t>(i % 3)}};
+    batch[i] = {pair.accepted.get(),
+                {i, static_cast<std::int64_t>(1000 + i), static_cast<std::uint32_t>(i % 3)}};
   }
   EXPECT_TRUE(send_all(worker.sink(), batch));
   EXPECT_EQ(worker.exit_code(), 0);
@@ -210,7 +214,8 @@ TEST_P(HandoffMethods, FullChannelBlocksNobodyAndLosesNothing) {
 
 TEST_P(HandoffMethods, DeathOfTheWorkerIsAnErrorAndNotAHang) {
   if (!has_sink()) GTEST_SKIP() << "the kernel dispatches: nothing is sent";
-  LinkedWorker worker(method(), request(), [](ConnectionSource&, int control) { return hear(control) == 0; });
+  LinkedWorker worker(method(), request(),
+                      [](ConnectionSource&, int control) { return hear(control) == 0; });
   const TcpPair pair = tcp_pair();
   const Handover one{pair.accepted.get(), {}};
   EXPECT_EQ(worker.sink().send({&one, 1}).taken, 1U);
@@ -218,7 +223,8 @@ TEST_P(HandoffMethods, DeathOfTheWorkerIsAnErrorAndNotAHang) {
   EXPECT_EQ(worker.exit_code(), 128 + SIGKILL);
   const auto deadline = Clock::now() + std::chrono::milliseconds(patience_ms);
   Channel state = Channel::more;
-  while (state != Channel::closed && Clock::now() < deadline) state = worker.sink().send({&one, 1}).state;
+  while (state != Channel::closed && Clock::now() < deadline)
+    state = worker.sink().send({&one, 1}).state;
   EXPECT_EQ(state, Channel::closed);
   // What was under way is gone with the channel: only the test's own descriptor keeps it open.
   worker.drop_sink();
@@ -226,7 +232,8 @@ TEST_P(HandoffMethods, DeathOfTheWorkerIsAnErrorAndNotAHang) {
 
 TEST_P(HandoffMethods, UndeliveredConnectionsEndWithTheSink) {
   if (!has_sink()) GTEST_SKIP() << "the kernel dispatches: nothing is sent";
-  LinkedWorker worker(method(), request(), [](ConnectionSource&, int control) { return hear(control) == 0; });
+  LinkedWorker worker(method(), request(),
+                      [](ConnectionSource&, int control) { return hear(control) == 0; });
   TcpPair pair = tcp_pair();
   const Handover one{pair.accepted.get(), {}};
   EXPECT_EQ(worker.sink().send({&one, 1}).taken, 1U);

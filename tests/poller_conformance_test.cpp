@@ -92,7 +92,8 @@ TEST_P(Pollers, RemovedIsSilentEvenIfAnotherProcessHoldsTheFile) {
 }
 
 TEST_P(Pollers, EventsOfAnEarlierRegistrationAreNotReported) {
-  // The number is reused while the old open file lives on elsewhere and becomes ready: an epoll ghost.
+  // The number is reused while the old open file lives on elsewhere and becomes ready: an epoll
+  // ghost.
   auto [left, right] = unix_pair(SOCK_STREAM);
   const int number = left.get();
   const OwnedFd copy = duplicate(number);
@@ -121,10 +122,12 @@ TEST_P(Pollers, HasNoLimitOf1024) {
   }
   ASSERT_GT(pairs.back().first.get(), 2048);
   EXPECT_TRUE(poller_->wait(0).empty());
-  for (const std::size_t i : {std::size_t{0}, count / 2, count - 1}) send_text(pairs[i].second.get(), "x");
+  for (const std::size_t i : {std::size_t{0}, count / 2, count - 1})
+    send_text(pairs[i].second.get(), "x");
   const auto ready = by_descriptor(poller_->wait(patience_ms));
   EXPECT_EQ(ready.size(), 3U);
-  for (const std::size_t i : {std::size_t{0}, count / 2, count - 1}) EXPECT_TRUE(ready.contains(pairs[i].first.get()));
+  for (const std::size_t i : {std::size_t{0}, count / 2, count - 1})
+    EXPECT_TRUE(ready.contains(pairs[i].first.get()));
   for (auto& [watched, peer] : pairs) poller_->remove(watched.get(), Removal::closing);
 }
 

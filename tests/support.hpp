@@ -1,4 +1,5 @@
-// Support for tests: connections over loopback, children that are always reaped, counts of descriptors.
+// Support for tests: connections over loopback, children that are always reaped, counts of
+// descriptors.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -18,7 +19,8 @@
 
 namespace c10k::testing {
 
-/// How long anything may take that is expected to happen at once. A bound for broken code, not a wait.
+/// How long anything may take that is expected to happen at once. A bound for broken code, not a
+/// wait.
 inline constexpr int patience_ms = 20'000;
 
 inline std::size_t open_descriptors() {
@@ -39,10 +41,12 @@ struct TcpPair {
 };
 
 inline OwnedFd connect_to(const SocketAddress& address) {
-  OwnedFd client(checked([&] { return ::socket(address.family(), SOCK_STREAM | SOCK_CLOEXEC, 0); }, "socket"));
+  OwnedFd client(
+      checked([&] { return ::socket(address.family(), SOCK_STREAM | SOCK_CLOEXEC, 0); }, "socket"));
   const timeval patience{patience_ms / 1000, 0};
   ::setsockopt(client.get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-  checked([&] { return ::connect(client.get(), address.data(), address.size()); }, "connect {}", address.text());
+  checked([&] { return ::connect(client.get(), address.data(), address.size()); }, "connect {}",
+          address.text());
   return client;
 }
 
@@ -52,7 +56,8 @@ inline TcpPair tcp_pair() {
   pair.client = connect_to(SocketAddress::local(listener.get()));
   EXPECT_TRUE(wait_readable(listener.get()));
   pair.accepted = OwnedFd(checked(
-      [&] { return ::accept4(listener.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC); }, "accept4"));
+      [&] { return ::accept4(listener.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC); },
+      "accept4"));
   return pair;
 }
 
@@ -120,7 +125,9 @@ class LinkedWorker {
 };
 
 /// In the worker: says a byte to the test, and hears one (0 at the end).
-inline void say(int control, char what) { (void)!::send(control, &what, 1, MSG_NOSIGNAL); }
+inline void say(int control, char what) {
+  (void)!::send(control, &what, 1, MSG_NOSIGNAL);
+}
 inline char hear(int control) {
   char what = 0;
   if (!wait_readable(control) || ::recv(control, &what, 1, 0) != 1) return 0;
@@ -131,7 +138,8 @@ using Slots = std::array<Received, receive_room>;
 
 /// In the worker: receives until `count` have come or been refused, calling `each`; false when the
 /// source closed or stalled first.
-inline bool receive_all(ConnectionSource& source, std::size_t count, const std::function<void(Received&)>& each) {
+inline bool receive_all(ConnectionSource& source, std::size_t count,
+                        const std::function<void(Received&)>& each) {
   Slots slots;
   std::size_t seen = 0;
   while (seen < count) {

@@ -44,9 +44,10 @@ TEST(Usage, MethodOptionsResolveAndRefuseTheUnknown) {
   EXPECT_EQ(configure_handoff_method("scm-stream").resolved, "scm-stream:batch=64");
   EXPECT_EQ(configure_handoff_method("scm-stream:batch=253").resolved, "scm-stream:batch=253");
   for (const char* bad :
-       {"", "nope", "scm-stream:", "scm-stream:batch", "scm-stream:batch=", "scm-stream:batch=0", "scm-stream:batch=254",
-        "scm-stream:batch=1,batch=2", "scm-stream:colour=red", "scm-stream:=1", "reuseport:batch=1",
-        "inherited-listener:wait=never", ":batch=1", "scm-stream:batch=1,"}) {
+       {"", "nope", "scm-stream:", "scm-stream:batch", "scm-stream:batch=", "scm-stream:batch=0",
+        "scm-stream:batch=254", "scm-stream:batch=1,batch=2", "scm-stream:colour=red",
+        "scm-stream:=1", "reuseport:batch=1", "inherited-listener:wait=never", ":batch=1",
+        "scm-stream:batch=1,"}) {
     EXPECT_NE(usage_error([&] { (void)configure_handoff_method(bad); }), "no error") << bad;
   }
 }
@@ -56,8 +57,9 @@ TEST(SocketAddresses, ParseAndPrint) {
   EXPECT_EQ(SocketAddress::parse("--listen", "[::1]:80").text(), "[::1]:80");
   EXPECT_TRUE(SocketAddress::parse("--listen", "127.9.9.9:1").is_loopback_v4());
   EXPECT_FALSE(SocketAddress::parse("--listen", "[::1]:1").is_loopback_v4());
-  for (const char* bad : {"", "80", ":80", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1:x",
-                          "::1:80", "[::1]", "[]:1", "no.such.host.invalid:80"}) {
+  for (const char* bad :
+       {"", "80", ":80", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1",
+        "127.0.0.1:x", "::1:80", "[::1]", "[]:1", "no.such.host.invalid:80"}) {
     EXPECT_NE(usage_error([&] { (void)SocketAddress::parse("--listen", bad); }), "no error") << bad;
   }
 }
@@ -68,7 +70,9 @@ TEST(Histogram, IsWithinOnePercentAndMerges) {
   for (std::int64_t ns = 1; ns < 50'000'000'000; ns = ns * 3 / 2 + 1) {
     LatencyHistogram single;
     single.add(ns);
-    EXPECT_NEAR(single.quantile_ns(0.5), static_cast<double>(ns), 0.01 * static_cast<double>(ns) + 0.01) << ns;
+    EXPECT_NEAR(single.quantile_ns(0.5), static_cast<double>(ns),
+                0.01 * static_cast<double>(ns) + 0.01)
+        << ns;
     EXPECT_EQ(single.max_ns(), ns);
   }
   for (int i = 1; i <= 1000; ++i) (i % 2 != 0 ? one : two).add(i * 1000);
@@ -78,8 +82,8 @@ TEST(Histogram, IsWithinOnePercentAndMerges) {
   EXPECT_NEAR(one.quantile_ns(0.99), 990'000, 9'900);
   EXPECT_EQ(one.max_ns(), 1'000'000);
   EXPECT_EQ(LatencyHistogram().quantile_ns(0.5), 0);
-  one.add(-5);                          // a clock that stands still is no crash
-  one.add(1'000'000'000'000'000);       // nor is a value above the axis
+  one.add(-5);                     // a clock that stands still is no crash
+  one.add(1'000'000'000'000'000);  // nor is a value above the axis
   EXPECT_EQ(one.count(), 1002U);
 }
 
@@ -103,7 +107,8 @@ TEST(Processes, ChildKeepsOnlyWhatItIsGiven) {
   ChildProcess child = ChildProcess::fork(
       [&] {
         if (::fcntl(keep, F_GETFD) < 0) return 2;
-        return ::fcntl(foreign.get(), F_GETFD) < 0 && ::fcntl(foreign_peer.get(), F_GETFD) < 0 ? 0 : 3;
+        return ::fcntl(foreign.get(), F_GETFD) < 0 && ::fcntl(foreign_peer.get(), F_GETFD) < 0 ? 0
+                                                                                               : 3;
       },
       {&keep, 1}, SIGKILL);
   const ChildExit exit = child.wait();
@@ -111,13 +116,15 @@ TEST(Processes, ChildKeepsOnlyWhatItIsGiven) {
 }
 
 TEST(Processes, ExceptionInTheChildIsExitCode1AndADestroyedChildIsReaped) {
-  ChildProcess failing = ChildProcess::fork([]() -> int { throw std::runtime_error("on purpose"); }, {}, SIGKILL);
+  ChildProcess failing =
+      ChildProcess::fork([]() -> int { throw std::runtime_error("on purpose"); }, {}, SIGKILL);
   EXPECT_EQ(failing.wait().text(), "exit code 1");
   pid_t pid = 0;
   {
     auto [wait, peer] = unix_pair(SOCK_STREAM);
     const int keep = wait.get();
-    ChildProcess child = ChildProcess::fork([&] { return wait_readable(keep) ? 0 : 1; }, {&keep, 1}, SIGKILL);
+    ChildProcess child =
+        ChildProcess::fork([&] { return wait_readable(keep) ? 0 : 1; }, {&keep, 1}, SIGKILL);
     pid = child.pid();
     EXPECT_EQ(::kill(pid, 0), 0);
   }

@@ -11,7 +11,8 @@
 
 namespace c10k {
 
-/// A number with one writer. What the writer did before add() is visible to who reads the new value.
+/// A number with one writer. What the writer did before add() is visible to who reads the new
+/// value.
 class Counter {
  public:
   void add(std::uint64_t n = 1) noexcept {
@@ -20,7 +21,9 @@ class Counter {
   void set(std::uint64_t value) noexcept { value_.store(value, std::memory_order_release); }
   /// For the few counters that several processes add to.
   void add_shared(std::uint64_t n) noexcept { value_.fetch_add(n, std::memory_order_relaxed); }
-  [[nodiscard]] std::uint64_t get() const noexcept { return value_.load(std::memory_order_acquire); }
+  [[nodiscard]] std::uint64_t get() const noexcept {
+    return value_.load(std::memory_order_acquire);
+  }
 
  private:
   std::atomic<std::uint64_t> value_{0};
@@ -37,7 +40,8 @@ class ErrorTally {
 
  private:
   static std::size_t index(int error) noexcept {
-    return error > 0 && static_cast<std::size_t>(error) < limit ? static_cast<std::size_t>(error) : 0;
+    return error > 0 && static_cast<std::size_t>(error) < limit ? static_cast<std::size_t>(error)
+                                                                : 0;
   }
   std::array<Counter, limit> counts_;
 };
@@ -59,7 +63,7 @@ struct alignas(64) ProcessCounters {
   Counter closed_idle;           ///< closed by --idle-timeout
   Counter closed_draining;       ///< closed because the drain's deadline came
 
-  Counter queue_peak;            ///< the longest accept queue that was seen
+  Counter queue_peak;  ///< the longest accept queue that was seen
 
   // Traffic.
   Counter echoes;
@@ -72,8 +76,9 @@ struct alignas(64) ProcessCounters {
 
   rusage at_ready{};  ///< What the process had used up when it was ready to serve.
 
-  /// Written by the acceptor: it has closed its copies of all connections up to this number. What is
-  /// above it is open there too, so closing it here alone would neither end its events nor its life.
+  /// Written by the acceptor: it has closed its copies of all connections up to this number. What
+  /// is above it is open there too, so closing it here alone would neither end its events nor its
+  /// life.
   alignas(64) Counter released;
 };
 

@@ -36,7 +36,8 @@ class EchoService::Connection : public EventHandler, public DueMember {
   bool redelivered = false;
   bool watched = false;
   bool fresh = false;
-  std::vector<char> pending;  // read, but not yet taken by the kernel; empty unless the client is slow
+  std::vector<char>
+      pending;  // read, but not yet taken by the kernel; empty unless the client is slow
   std::size_t pending_from = 0;
 
  private:
@@ -47,10 +48,11 @@ EchoService::EchoService(EventLoop& loop, const EchoOptions& options, ProcessCou
     : loop_(loop), options_(options), counters_(counters), scratch_(scratch_bytes) {
   loop_.at_end_of_turn([this] { settle_fresh(); });
   if (options.idle_timeout_ns == 0) return;
-  idle_ = std::make_unique<DueList<Connection>>(loop_, options.idle_timeout_ns, [this](Connection& connection) {
-    counters_.closed_idle.add();
-    close(connection);
-  });
+  idle_ = std::make_unique<DueList<Connection>>(loop_, options.idle_timeout_ns,
+                                                [this](Connection& connection) {
+                                                  counters_.closed_idle.add();
+                                                  close(connection);
+                                                });
 }
 
 EchoService::~EchoService() {
@@ -67,8 +69,8 @@ void EchoService::serve(Received received, std::uint64_t sequence) {
   connection.redelivered = received.tag.attempt != 0;
   ++active_;
   touch(connection);
-  // A client mostly sends at once, and a short-lived one has closed by the end of this turn. Then reads
-  // right now save the registration; a read in vain costs a system call.
+  // A client mostly sends at once, and a short-lived one has closed by the end of this turn. Then
+  // reads right now save the registration; a read in vain costs a system call.
   if (first_read_.worth_trying()) {
     const bool found = try_read(connection);
     first_read_.record(found);

@@ -44,8 +44,8 @@ class EchoService {
   EchoService(const EchoService&) = delete;
   EchoService& operator=(const EchoService&) = delete;
 
-  /// Takes the connection over. `sequence` is its number among those from a sink, or 0 when no other
-  /// process holds it.
+  /// Takes the connection over. `sequence` is its number among those from a sink, or 0 when no
+  /// other process holds it.
   void serve(Received connection, std::uint64_t sequence);
 
   [[nodiscard]] std::size_t active() const { return active_; }
@@ -73,7 +73,7 @@ class EchoService {
   std::vector<char> scratch_;
   ReadAheadGuess first_read_;
   ReadAheadGuess second_read_;
-  std::vector<Connection*> fresh_;  // echoed in this turn and not watched yet
+  std::vector<Connection*> fresh_;      // echoed in this turn and not watched yet
   std::deque<Connection> connections_;  // never shrinks; those closed are reused
   std::vector<Connection*> free_;
   std::size_t active_ = 0;

@@ -16,7 +16,8 @@ constexpr std::int64_t pause_ns = 10'000'000;
 }  // namespace
 
 Worker::Worker(const PollerEntry& poller, std::unique_ptr<ConnectionSource> source, bool accepts,
-               const WorkerOptions& options, ProcessCounters& counters, ActiveCounts active, std::size_t slot)
+               const WorkerOptions& options, ProcessCounters& counters, ActiveCounts active,
+               std::size_t slot)
     : options_(options),
       counters_(counters),
       active_(active),
@@ -44,13 +45,17 @@ void Worker::run() {
   loop_.run();
 }
 
-void Worker::on_ready(Readiness) { take_batch(); }
+void Worker::on_ready(Readiness) {
+  take_batch();
+}
 
 std::size_t Worker::room() const {
   if (!accepts_ || options_.max_connections == 0) return batch_.size();
   std::size_t open = 0;
   for (const Counter& active : active_) open += active.get();
-  return open >= options_.max_connections ? 0 : std::min(batch_.size(), options_.max_connections - open);
+  return open >= options_.max_connections
+             ? 0
+             : std::min(batch_.size(), options_.max_connections - open);
 }
 
 void Worker::take_batch() {
@@ -64,13 +69,15 @@ void Worker::take_batch() {
   if (accepts_) {
     counters_.accepted.add(result.received + result.shed);
     counters_.shed.add(result.shed);
-    if (result.queue_length > counters_.queue_peak.get()) counters_.queue_peak.set(result.queue_length);
+    if (result.queue_length > counters_.queue_peak.get())
+      counters_.queue_peak.set(result.queue_length);
   } else {
     // First what was refused, then the count that makes the acceptor look: its copies of those
     // received are closed from now on, and not one byte has been read before.
     const std::uint64_t first = counters_.consumed.get() + 1;
     for (std::size_t i = 0; i < result.refused; ++i) {
-      counters_.refused_sequences[counters_.refused.get() % max_outstanding].set(first + result.received + i);
+      counters_.refused_sequences[counters_.refused.get() % max_outstanding].set(
+          first + result.received + i);
       counters_.refused.add();
     }
     const std::int64_t now = result.received != 0 ? monotonic_ns() : 0;
@@ -162,12 +169,12 @@ class AcceptorWatch : public EventHandler {
 
 }  // namespace
 
-int run_worker_process(const PollerEntry& poller, std::unique_ptr<ConnectionSource> source, bool accepts,
-                       const WorkerOptions& options, ProcessCounters& counters, ActiveCounts active,
-                       std::size_t slot, OwnedFd control) {
+int run_worker_process(const PollerEntry& poller, std::unique_ptr<ConnectionSource> source,
+                       bool accepts, const WorkerOptions& options, ProcessCounters& counters,
+                       ActiveCounts active, std::size_t slot, OwnedFd control) {
   Worker worker(poller, std::move(source), accepts, options, counters, active, slot);
-  // SIGINT stays blocked, as inherited: a terminal sends it to the whole group, and the acceptor says
-  // when to drain.
+  // SIGINT stays blocked, as inherited: a terminal sends it to the whole group, and the acceptor
+  // says when to drain.
   const SignalWatch signals(worker.loop(), {SIGTERM}, [&](int) { worker.drain_or_end(); });
   const AcceptorWatch acceptor(worker, control.get());
   checked([&] { return ::send(control.get(), "r", 1, MSG_NOSIGNAL); }, "send to the acceptor");

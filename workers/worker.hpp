@@ -16,7 +16,8 @@ namespace c10k {
 struct WorkerOptions {
   EchoOptions echo;
   std::int64_t drain_timeout_ns = 5'000'000'000;
-  std::size_t max_connections = 0;  ///< Over all workers; 0: no limit. Only for who accepts for itself.
+  std::size_t max_connections =
+      0;  ///< Over all workers; 0: no limit. Only for who accepts for itself.
 };
 
 /// How many connections each worker of a pool has open: one writer a slot.
@@ -24,10 +25,11 @@ using ActiveCounts = std::span<Counter>;
 
 class Worker : public EventHandler {
  public:
-  /// `accepts` says that the source is a listener: what it brings counts as accepted here. `counters`
-  /// and `active` (whose entry `slot` is this worker's) outlive the worker.
+  /// `accepts` says that the source is a listener: what it brings counts as accepted here.
+  /// `counters` and `active` (whose entry `slot` is this worker's) outlive the worker.
   Worker(const PollerEntry& poller, std::unique_ptr<ConnectionSource> source, bool accepts,
-         const WorkerOptions& options, ProcessCounters& counters, ActiveCounts active, std::size_t slot);
+         const WorkerOptions& options, ProcessCounters& counters, ActiveCounts active,
+         std::size_t slot);
   ~Worker() override;
 
   [[nodiscard]] EventLoop& loop() { return loop_; }
@@ -67,8 +69,8 @@ class Worker : public EventHandler {
 
 /// The body of a worker process of a pool: tells `control` that it is ready (one byte), serves, and
 /// drains on SIGTERM or when the acceptor's end of `control` closes. Returns the exit code.
-int run_worker_process(const PollerEntry& poller, std::unique_ptr<ConnectionSource> source, bool accepts,
-                       const WorkerOptions& options, ProcessCounters& counters, ActiveCounts active,
-                       std::size_t slot, OwnedFd control);
+int run_worker_process(const PollerEntry& poller, std::unique_ptr<ConnectionSource> source,
+                       bool accepts, const WorkerOptions& options, ProcessCounters& counters,
+                       ActiveCounts active, std::size_t slot, OwnedFd control);
 
 }  // namespace c10k

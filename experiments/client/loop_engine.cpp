@@ -15,11 +15,11 @@
 #include <vector>
 
 #include "experiments/client/dialer.hpp"
-#include "strategies/due_list.hpp"
 #include "experiments/client/engines.hpp"
 #include "experiments/client/progress.hpp"
 #include "experiments/client/run.hpp"
 #include "ipc/syscall.hpp"
+#include "strategies/due_list.hpp"
 #include "strategies/event_loop.hpp"
 
 namespace c10k {
