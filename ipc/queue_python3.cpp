@@ -2,24 +2,22 @@
 // step, with the interpreter left out (Lib/multiprocessing/{queues,resource_sharer,connection,
 // reduction}.py). The study takes it apart; nobody should build a server on it.
 //
-// Mechanism    the queue carries no descriptor, only a ticket: the path of a listener and a key.
-// The
+// Mechanism    the queue carries no descriptor, only a ticket: the path of a listener and a key. The
 //              worker connects to the listener, both prove that they know the authentication key
 //              (HMAC-MD5, both directions), the worker names the ticket, and only then does one
 //              SCM_RIGHTS message bring the descriptor; then the connection is closed
 // Kernel       any Linux
 // Privilege    none
-// System calls 46: feeder 2, sharer thread 21, worker 23 (counted with strace on CPython 3.11.2;
-// the
+// System calls 46: feeder 2, sharer thread 21, worker 23 (counted with strace on CPython 3.11.2; the
 //              futexes of the threads come on top)
 // Ownership    acceptor's copy; the feeder's duplicate under a key, until the sharer has sent it
 // Death        unlike CPython, where an unfetched duplicate stays in the parent for ever and its
 //              client never sees an end, the duplicates of a dead worker's queue are closed
 // Man pages    unix(7), pipe(7), sem_init(3)
 //
-// Differences from CPython, both for the sake of safety: messages are fixed binary frames of the
-// size of the pickles, and the listener's path is gone from /tmp before the first worker runs (it
-// is reached through an O_PATH descriptor), so that nothing stays behind whoever is killed.
+// Differences from CPython, both for the sake of safety: messages are fixed binary frames of the size
+// of the pickles, and the listener's path is gone from /tmp before the first worker runs (it is
+// reached through an O_PATH descriptor), so that nothing stays behind whoever is killed.
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <poll.h>

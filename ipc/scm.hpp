@@ -1,5 +1,4 @@
-// SCM_RIGHTS over an unnamed AF_UNIX pair: the message, and the link that the three scm methods
-// share.
+// SCM_RIGHTS over an unnamed AF_UNIX pair: the message, and the link that the three scm methods share.
 //
 // A message is a fixed frame and one control message with exactly as many descriptors as the frame
 // has tags. What arrives is treated as hostile (see receive_frame).

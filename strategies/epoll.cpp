@@ -1,8 +1,8 @@
 // epoll(7), edge-triggered: the kernel keeps the set and reports each change once.
 //
-// A registration belongs to the open file, not to the number: as long as any process holds the
-// file, closing our number does not end its events. So each registration carries a generation, and
-// an event of an earlier one is dropped.
+// A registration belongs to the open file, not to the number: as long as any process holds the file,
+// closing our number does not end its events. So each registration carries a generation, and an event
+// of an earlier one is dropped.
 #include <sys/epoll.h>
 
 #include <array>

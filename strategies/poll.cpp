@@ -1,5 +1,4 @@
-// poll(2): an array of what to wait for, copied in at every call; its answers stand in the same
-// array.
+// poll(2): an array of what to wait for, copied in at every call; its answers stand in the same array.
 #include <poll.h>
 
 #include <vector>

@@ -1,8 +1,7 @@
 // select(2): the sets are bitmaps, copied in and out at every call and scanned from bit 0.
 //
-// FD_SET beyond 1024 writes past fd_set, but the system call takes bitmaps of any length
-// (fs/select.c, core_sys_select allocates what nfds asks for). So: own bitmaps on the heap, no
-// FD_SET, no limit.
+// FD_SET beyond 1024 writes past fd_set, but the system call takes bitmaps of any length (fs/select.c,
+// core_sys_select allocates what nfds asks for). So: own bitmaps on the heap, no FD_SET, no limit.
 #include <sys/select.h>
 
 #include <algorithm>

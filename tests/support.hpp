@@ -1,5 +1,4 @@
-// Support for tests: connections over loopback, children that are always reaped, counts of
-// descriptors.
+// Support for tests: connections over loopback, children that are always reaped, counts of descriptors.
 #pragma once
 
 #include <gtest/gtest.h>
