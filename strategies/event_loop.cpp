@@ -48,6 +48,7 @@ void EventLoop::cancel(std::uint64_t timer) {
 
 void EventLoop::run() {
   stopping_ = false;
+  end_turn();
   while (!stopping_) turn();
 }
 
@@ -80,6 +81,10 @@ void EventLoop::turn() {
   }
   calling_again_.clear();
   run_timers();
+  end_turn();
+}
+
+void EventLoop::end_turn() {
   for (const auto& action : end_of_turn_) action();
 }
 

@@ -36,7 +36,8 @@ class EventLoop {
   std::uint64_t after(std::int64_t delay_ns, std::function<void()> action);
   void cancel(std::uint64_t timer);
 
-  /// Calls `action` at the end of every turn, when all events of the turn have been handled.
+  /// Calls `action` at the end of every turn, when all events of the turn have been handled, and
+  /// before the first: for what was begun before run().
   void at_end_of_turn(std::function<void()> action) { end_of_turn_.push_back(std::move(action)); }
 
   /// The time at which this turn began; monotonic_ns().
@@ -57,6 +58,7 @@ class EventLoop {
   };
 
   void turn();
+  void end_turn();
   [[nodiscard]] int timeout_ms() const;
   void run_timers();
 

@@ -118,9 +118,6 @@ void LoopEngine::work() {
   loop_.at_end_of_turn([this] { turn_ended(); });
   if (!run_.next_phase()) return;
   begin_phase();
-  // What ended without waiting for anything brings no event, so the first turn must not wait
-  // either.
-  loop_.after(0, [] {});
   loop_.run();
   for (Slot& slot : slots_) {
     if (slot.fd) close(slot);

@@ -157,9 +157,13 @@ def _stop(server: Child, waiter: Waiter) -> str:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON object that a program wrote; None when it wrote none."""
+    """A JSON object that a program wrote; None when it wrote none. (Both open their file before they
+    have anything to write, so that a bad path fails early.)"""
     try:
-        data = json.loads(path.read_bytes())
+        text = path.read_bytes()
+        if not text:
+            return None
+        data = json.loads(text)
     except FileNotFoundError:
         return None
     except ValueError as error:

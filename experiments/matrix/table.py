@@ -161,7 +161,7 @@ def _context(run: Run, all_sections: list[Section]) -> list[str]:
         f"Median of {matrix['repetitions']} repetition{'s' * (matrix['repetitions'] > 1)}; ± is half their "
         "range. The ratio is the median of those within a repetition; ~ means no difference seen. "
         + seen,
-        "CPU is the server's, acceptor + workers (one figure: one process), start and end included.",
+        "CPU is the server's, acceptor + workers (one figure: one process), from ready to end.",
         f"Client and server share {cores} cores; {meta['client_shape']}. Compare only within this load.",
         f"Seed {meta['seed']}, {meta['started_at'][:16]} UTC, revision {revision}, "
         f"{meta['build']['cmake_build_type'] or 'unknown'} build.",
