@@ -122,7 +122,10 @@ Dispatcher::Dispatcher(EventLoop& loop, Supervisor& supervisor, const PolicyEntr
       supervisor_(supervisor),
       policy_(policy.make()),
       channels_(supervisor.size()),
-      loads_(supervisor.size()) {}
+      loads_(supervisor.size()) {
+  counts_.handed.resize(supervisor.size());
+  counts_.taken_back.resize(supervisor.size());
+}
 
 Dispatcher::~Dispatcher() {
   if (timer_ != 0) loop_.cancel(timer_);
@@ -140,17 +143,25 @@ void Dispatcher::worker_ended(WorkerProcess& worker) {
   channel->collect(again);
   // What it had not received it cannot have touched: somebody else takes it.
   for (Received& copy : channel->take_copies()) again.push_back(std::move(copy));
-  for (Received& connection : again) redeliver(std::move(connection));
+  redeliver(worker.slot, std::move(again));
   flush();
 }
 
-void Dispatcher::redeliver(Received connection) {
-  if (++connection.tag.attempt > most_attempts) {
-    ++counts_.shed;
-    return;  // closes it
+void Dispatcher::redeliver(std::size_t slot, std::vector<Received> taken_back) {
+  counts_.taken_back[slot] += taken_back.size();
+  if (abandoning_) {
+    counts_.abandoned += taken_back.size();
+    return;
   }
-  ++counts_.redelivered;
-  pending_.push_back(std::move(connection));
+  for (Received& connection : taken_back) {
+    if (++connection.tag.attempt > most_attempts) {
+      ++counts_.shed;
+      connection.fd.reset();
+      continue;
+    }
+    ++counts_.redelivered;
+    pending_.push_back(std::move(connection));
+  }
 }
 
 void Dispatcher::flush() {
@@ -173,20 +184,21 @@ void Dispatcher::flush() {
     }
     if (assigned == 0) break;
     // Those that a full channel gives back are offered to the others in the next round.
-    for (const auto& channel : channels_) {
-      if (channel) counts_.handed += channel->send(pending_);
+    for (std::size_t slot = 0; slot < channels_.size(); ++slot) {
+      if (channels_[slot]) counts_.handed[slot] += channels_[slot]->send(pending_);
     }
   }
   schedule();
 }
 
 void Dispatcher::collect() {
-  std::vector<Received> refused;
   std::size_t moved = 0;
-  for (const auto& channel : channels_) {
-    if (channel) moved += channel->collect(refused);
+  for (std::size_t slot = 0; slot < channels_.size(); ++slot) {
+    if (!channels_[slot]) continue;
+    std::vector<Received> refused;
+    moved += channels_[slot]->collect(refused);
+    redeliver(slot, std::move(refused));
   }
-  for (Received& connection : refused) redeliver(std::move(connection));
   if (moved != 0) {
     idle_delay_ns_ = 0;
     // Room in a channel that announces none.
@@ -234,11 +246,9 @@ void Dispatcher::when_empty(std::function<void()> action) {
 }
 
 void Dispatcher::abandon() {
-  counts_.abandoned += in_hand_off();
+  abandoning_ = true;
+  counts_.abandoned += pending_.size();
   pending_.clear();
-  for (const auto& channel : channels_) {
-    if (channel) channel->take_copies();
-  }
   if (when_empty_) std::exchange(when_empty_, nullptr)();
 }
 

@@ -16,7 +16,8 @@ namespace c10k {
 
 /// Books of the hand-off, from the acceptor's side.
 struct DispatchCounts {
-  std::uint64_t handed = 0;
+  std::vector<std::uint64_t> handed;      ///< by slot
+  std::vector<std::uint64_t> taken_back;  ///< by slot: refused, or not received at a death
   std::uint64_t redelivered = 0;  ///< handed over again: refused, or not yet received at a death
   std::uint64_t shed = 0;         ///< closed after too many refusals
   std::uint64_t abandoned = 0;    ///< closed at the end of a drain, in no worker
@@ -40,13 +41,15 @@ class Dispatcher {
   /// True while connections wait because every channel is full: accepting more would only move the
   /// queue from the kernel, which bounds it, to here.
   [[nodiscard]] bool congested() const { return !pending_.empty(); }
-  /// Connections that are in no worker yet.
+  /// Connections that no channel has taken yet.
+  [[nodiscard]] std::size_t waiting() const { return pending_.size(); }
+  /// Connections that are in no worker yet, as far as collect() has seen.
   [[nodiscard]] std::size_t in_hand_off() const;
   /// Connections handed over or waiting, and not ended.
   [[nodiscard]] std::size_t open() const;
   /// Calls `action` once when nothing is in the hand-off any more.
   void when_empty(std::function<void()> action);
-  /// Closes what is still in the hand-off.
+  /// Gives up: closes what waits, and what a channel holds when its worker ends without it.
   void abandon();
 
   void worker_ready(WorkerProcess& worker);
@@ -57,7 +60,7 @@ class Dispatcher {
  private:
   class Channel;  // a worker's sink with what is in flight through it
 
-  void redeliver(Received connection);
+  void redeliver(std::size_t slot, std::vector<Received> taken_back);
   void schedule();
 
   EventLoop& loop_;
@@ -68,6 +71,7 @@ class Dispatcher {
   std::vector<WorkerLoad> loads_;                   // by slot; kept to spare allocations
   DispatchCounts counts_;
   std::function<void()> when_empty_;
+  bool abandoning_ = false;
   std::uint64_t timer_ = 0;
   std::int64_t idle_delay_ns_ = 0;
 };

@@ -74,13 +74,13 @@ int run_child(Received connection, const WorkerOptions& options, ProcessCounters
   const auto own = std::make_unique<ProcessCounters>();
   EchoService service(loop, options.echo, *own);
   service.on_closed([&] { loop.stop(); });
-  bool draining = false;
-  const SignalWatch signals(loop, {SIGTERM}, [&](int) {
-    if (std::exchange(draining, true)) return service.close_all();
-    loop.after(options.drain_timeout_ns, [&] {
-      own->closed_draining.add(service.active());
-      service.close_all();
-    });
+  const auto end = [&] {
+    own->closed_draining.add(service.active());
+    service.close_all();
+  };
+  const SignalWatch signals(loop, {SIGTERM, SIGQUIT}, [&](int number) {
+    if (number == SIGQUIT) return end();
+    loop.after(options.drain_timeout_ns, end);
   });
   service.serve(std::move(connection), 0);
   if (service.active() != 0) loop.run();
@@ -189,8 +189,9 @@ class ForkServer : public EventHandler {
   }
 
   void on_signal(int number) {
-    if (number == SIGUSR1) return frame_.write_report();
+    if (number == SIGUSR1) return frame_.try_write_report();
     if (number == SIGCHLD) return reap();
+    const bool again = draining_;
     if (!draining_) {
       std::uint64_t before = 0;
       do {
@@ -201,8 +202,8 @@ class ForkServer : public EventHandler {
       loop_.forget(frame_.listener(), Removal::closing);
       frame_.close_listener();
     }
-    for (const pid_t pid : children_)
-      ::kill(pid, SIGTERM);  // not reaped, so the numbers are theirs
+    // Not reaped, so the numbers are theirs.
+    for (const pid_t pid : children_) ::kill(pid, again ? SIGQUIT : SIGTERM);
     stop_if_done();
   }
 
@@ -231,7 +232,8 @@ class ForkServer : public EventHandler {
     ProcessTotals& own = result.processes.emplace_back();
     own.role = "acceptor";
     own.pid = ::getpid();
-    own.add(acceptor());
+    own.add(acceptor(), true);
+    own.active = 0;  // they are the children's
     own.handed = of_children().received.get();
     rusage usage{};
     ::getrusage(RUSAGE_SELF, &usage);
@@ -239,7 +241,7 @@ class ForkServer : public EventHandler {
 
     ProcessTotals& children = result.processes.emplace_back(usage_);
     children.role = "children";
-    children.add(of_children());
+    children.add(of_children(), true);
     children.active = children_.size();
     children.lost = lost_;
     result.in_hand_off = held_.size();

@@ -99,7 +99,7 @@ class PoolServer : public EventHandler {
 
   void on_signal(int number) {
     if (number == SIGUSR1) {
-      if (announced_) frame_.write_report();
+      if (announced_) frame_.try_write_report();
       return;
     }
     if (!announced_) {  // not yet started: nothing is served, so there is nothing to drain
@@ -135,22 +135,28 @@ class PoolServer : public EventHandler {
   }
 
   ServerReport report() {
+    dispatcher_.collect();
     ServerReport result;
     const DispatchCounts& dispatched = dispatcher_.counts();
+    result.processes.reserve(1 + supervisor_.size());
     ProcessTotals& acceptor = result.processes.emplace_back();
     acceptor.role = "acceptor";
     acceptor.pid = ::getpid();
-    acceptor.add(counters());
-    acceptor.handed = dispatched.handed;
+    acceptor.add(counters(), true);
+    acceptor.active = 0;  // they are the workers', or in the hand-off
     acceptor.redelivered = dispatched.redelivered;
     acceptor.shed += dispatched.shed;
     acceptor.lost = dispatched.abandoned;
     rusage usage{};
     ::getrusage(RUSAGE_SELF, &usage);
     acceptor.add(usage, counters().at_ready);
-    for (ProcessTotals& worker : supervisor_.totals())
+    result.in_hand_off = dispatcher_.waiting();
+    for (ProcessTotals& worker : supervisor_.totals()) {
+      acceptor.handed += dispatched.handed[worker.slot];
+      result.in_hand_off +=
+          dispatched.handed[worker.slot] - dispatched.taken_back[worker.slot] - worker.received;
       result.processes.push_back(std::move(worker));
-    result.in_hand_off = dispatcher_.in_hand_off();
+    }
     result.worker_deaths = supervisor_.deaths();
     result.degraded = supervisor_.degraded();
     return result;

@@ -20,19 +20,21 @@ std::int64_t microseconds(const timeval& time) {
 
 }  // namespace
 
-std::uint64_t ProcessTotals::open(const ProcessCounters& counters) {
-  // Finished first: a connection that ends between the two reads must not make this negative.
-  const std::uint64_t finished = counters.finished.get();
-  return counters.received.get() + counters.accepted.get() - counters.shed.get() - finished;
-}
-
-void ProcessTotals::add(const ProcessCounters& counters) {
-  finished += counters.finished.get();
-  finished_redelivered += counters.finished_redelivered.get();
-  accepted += counters.accepted.get();
-  received += counters.received.get();
+void ProcessTotals::add(const ProcessCounters& counters, bool alive) {
+  // Each is read once, and the end of a connection before its beginning: one that begins or ends in
+  // between then stands in the books as open, and they balance while the process runs.
+  const std::uint64_t redelivered_now = counters.finished_redelivered.get();
+  const std::uint64_t finished_now = counters.finished.get();
+  const std::uint64_t shed_now = counters.shed.get();
+  const std::uint64_t accepted_now = counters.accepted.get();
+  const std::uint64_t received_now = counters.received.get();
+  (alive ? active : lost) += received_now + accepted_now - shed_now - finished_now;
+  finished += finished_now;
+  finished_redelivered += redelivered_now;
+  accepted += accepted_now;
+  received += received_now;
   refused += counters.refused.get();
-  shed += counters.shed.get();
+  shed += shed_now;
   closed_idle += counters.closed_idle.get();
   closed_draining += counters.closed_draining.get();
   queue_peak = std::max(queue_peak, counters.queue_peak.get());
@@ -185,22 +187,24 @@ nlohmann::json ServerReport::to_json() const {
 }
 
 ReportFile::ReportFile(std::string path) : path_(std::move(path)) {
-  if (path_.empty() || path_ == "-") return;
-  const OwnedFd file(::open(path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644));
-  if (!file) throw_system_error(errno, "--report {}", path_);
+  if (path_.empty()) return;
+  file_ = path_ == "-" ? duplicate(STDOUT_FILENO)
+                       : OwnedFd(::open(path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644));
+  if (!file_) throw_system_error(errno, "--report {}", path_);
 }
 
 void ReportFile::write(const ServerReport& report) const {
-  if (path_.empty()) return;
   const std::string text = report.to_json().dump(2) + '\n';
-  if (path_ == "-") {
-    std::fwrite(text.data(), 1, text.size(), stdout);
-    std::fflush(stdout);
-    return;
+  std::fflush(stdout);
+  if (path_ != "-") {
+    // A device such as /dev/null cannot be cut, and need not be.
+    if (::ftruncate(file_.get(), 0) == 0) ::lseek(file_.get(), 0, SEEK_SET);
   }
-  std::ofstream file(path_, std::ios::trunc);
-  file << text << std::flush;
-  if (!file) throw_system_error(errno, "write --report {}", path_);
+  for (std::size_t done = 0; done < text.size();) {
+    done += static_cast<std::size_t>(
+        checked([&] { return ::write(file_.get(), text.data() + done, text.size() - done); },
+                "write --report {}", path_));
+  }
 }
 
 }  // namespace c10k

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "ipc/latency_histogram.hpp"
+#include "ipc/owned_fd.hpp"
 #include "ipc/socket.hpp"
 #include "workers/counters.hpp"
 
@@ -48,11 +49,10 @@ struct ProcessTotals {
   std::int64_t involuntary_switches = 0;
   std::int64_t max_rss_bytes = 0;
 
-  void add(const ProcessCounters& counters);
+  /// Adds the counters of a process: what it has open counts as active, or, if it has died, as lost.
+  void add(const ProcessCounters& counters, bool alive);
   void add(const rusage& usage, const rusage& since);
   void add(const ProcessTotals& other);
-  /// Connections that are open in a process with these counters.
-  [[nodiscard]] static std::uint64_t open(const ProcessCounters& counters);
   [[nodiscard]] nlohmann::json to_json() const;
 };
 
@@ -76,13 +76,14 @@ struct ServerReport {
 /// Where reports go: a file, written whole each time, or stdout.
 class ReportFile {
  public:
-  /// Opens the file, without emptying it, so that a bad path fails at the start. "-" is stdout, ""
-  /// nowhere.
+  /// Opens the file, without emptying it, so that a bad path fails at the start; it stays open, so that
+  /// a server that has run out of descriptors can still report. "-" is stdout, "" nowhere.
   explicit ReportFile(std::string path);
   void write(const ServerReport& report) const;
 
  private:
   std::string path_;
+  OwnedFd file_;
 };
 
 }  // namespace c10k

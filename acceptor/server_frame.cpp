@@ -27,7 +27,6 @@ ServerFrame::ServerFrame(const ServerOptions& options)
       listener_(open_listener(options)),
       address_(SocketAddress::local(listener_.get())),
       queue_(accept_queue(listener_.get())),
-      drops_before_(listen_drops()),
       started_ns_(monotonic_ns()) {}
 
 void ServerFrame::announce(EventLoop& loop, std::function<ServerReport()> report) {
@@ -45,13 +44,20 @@ ServerReport ServerFrame::full_report() const {
   report.uptime_s = static_cast<double>(monotonic_ns() - started_ns_) / 1e9;
   report.address = address_.text();
   report.queue = listener_ ? accept_queue(listener_.get()) : AcceptQueue{0, queue_.limit};
-  const ListenDrops now = listen_drops();
-  report.drops = {now.overflows - drops_before_.overflows, now.drops - drops_before_.drops};
+  report.drops = drops_.since_start();
   return report;
 }
 
 void ServerFrame::write_report() {
   if (!options_.report_file.empty()) file_.write(full_report());
+}
+
+void ServerFrame::try_write_report() {
+  try {
+    write_report();
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "c10k-server: {}\n", error.what());
+  }
 }
 
 void ServerFrame::print_interval(EventLoop& loop) {

@@ -41,8 +41,10 @@ class ServerFrame {
   /// Prints `listening HOST:PORT`, the first line on stdout, and starts the interval lines, which
   /// ask `processes` for the numbers. Nothing is counted for the report before.
   void announce(EventLoop& loop, std::function<ServerReport()> report);
-  /// Writes the report with what all strategies know filled in.
+  /// Writes the report with what all strategies know filled in. Throws SystemError.
   void write_report();
+  /// The same while the server runs: what fails is said on stderr.
+  void try_write_report();
 
  private:
   [[nodiscard]] ServerReport full_report() const;
@@ -53,7 +55,7 @@ class ServerFrame {
   OwnedFd listener_;
   SocketAddress address_;
   AcceptQueue queue_;
-  ListenDrops drops_before_;
+  ListenDropCounters drops_;
   std::int64_t started_ns_;
   std::function<ServerReport()> report_;
   std::uint64_t last_accepted_ = 0;

@@ -22,17 +22,16 @@ int run_single_server(ServerOptions& options) {
     ProcessTotals& process = result.processes.emplace_back();
     process.role = "server";
     process.pid = ::getpid();
-    process.active = ProcessTotals::open(counters[0]);
-    process.add(counters[0]);
+    process.add(counters[0], true);
     rusage usage{};
     ::getrusage(RUSAGE_SELF, &usage);
     process.add(usage, counters[0].at_ready);
     return result;
   };
   const SignalWatch signals(worker.loop(), {SIGTERM, SIGINT, SIGUSR1}, [&](int number) {
-    if (number == SIGUSR1) return frame.write_report();
+    if (number == SIGUSR1) return frame.try_write_report();
     frame.close_listener();
-    worker.drain_or_end();
+    return worker.draining() ? worker.end_drain() : worker.drain();
   });
   frame.announce(worker.loop(), report);
   worker.run();

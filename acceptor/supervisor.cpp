@@ -150,8 +150,7 @@ void Supervisor::on_ended(std::size_t index) {
         fmt::format("worker {} ended before it was ready: {}", index, exit.text()));
   }
   hooks_.ended(*worker);
-  slot.past.add(worker->counters());
-  slot.past.lost += ProcessTotals::open(worker->counters());
+  slot.past.add(worker->counters(), false);
   slot.past.add(exit.usage, worker->counters().at_ready);
   active_[index].set(0);
 
@@ -196,7 +195,7 @@ void Supervisor::stop() {
   bool any = false;
   for (const Slot& slot : slots_) {
     if (!slot.worker) continue;
-    slot.worker->child.signal(SIGTERM);
+    slot.worker->child.signal(first ? SIGTERM : SIGQUIT);
     any = true;
   }
   if (!first) return;
@@ -223,8 +222,7 @@ std::vector<ProcessTotals> Supervisor::totals() const {
     ProcessTotals& row = rows.emplace_back(slot.past);
     if (!slot.worker) continue;
     row.pid = slot.worker->child.pid();
-    row.active = ProcessTotals::open(slot.worker->counters());
-    row.add(slot.worker->counters());
+    row.add(slot.worker->counters(), true);
     if (slot.worker->ready) row.add(usage_of(row.pid), slot.worker->counters().at_ready);
   }
   return rows;

@@ -54,7 +54,7 @@ class Supervisor {
   [[nodiscard]] WorkerProcess* worker(std::size_t slot) const { return slots_[slot].worker.get(); }
   [[nodiscard]] std::size_t size() const { return slots_.size(); }
 
-  /// Tells all workers to drain (SIGTERM), replaces none, and kills those that are still there
+  /// Tells all workers to drain (SIGTERM; SIGQUIT the second time), replaces none, and kills those that are still there
   /// some time after their drain's deadline. A second call ends their drain at once.
   void stop();
 

@@ -103,11 +103,16 @@ ReceiveResult AcceptQueueReader::shed_one() {
   if (!reserve_) reserve_ = open_reserve();
   if (!reserve_) return result;
   reserve_.reset();
-  const OwnedFd victim(accept_one(listener_));
-  if (victim) {
+  OwnedFd victim(accept_one(listener_));
+  const int error = errno;
+  const bool shed = static_cast<bool>(victim);
+  victim.reset();
+  // At once, or another accept takes the number and there is no reserve any more.
+  reserve_ = open_reserve();
+  if (shed) {
     result.shed = 1;
     result.state = Channel::more;
-  } else if (errno == EAGAIN) {
+  } else if (error == EAGAIN) {
     // Nothing waits: the limit was met for its own sake, and there is nobody to refuse.
     result.error = 0;
     result.state = Channel::would_block;

@@ -1,11 +1,12 @@
 #include "ipc/socket.hpp"
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <linux/tcp.h>
 #include <netdb.h>
 
+#include <algorithm>
 #include <cstring>
-#include <fstream>
 #include <memory>
 #include <sstream>
 
@@ -121,13 +122,25 @@ AcceptQueue accept_queue(int listener) {
   return {info.tcpi_unacked, info.tcpi_sacked};
 }
 
-ListenDrops listen_drops() {
+ListenDropCounters::ListenDropCounters()
+    : file_(::open("/proc/net/netstat", O_RDONLY | O_CLOEXEC)), at_start_(read()) {}
+
+ListenDrops ListenDropCounters::since_start() const {
+  const ListenDrops now = read();
+  return {now.overflows - at_start_.overflows, now.drops - at_start_.drops};
+}
+
+ListenDrops ListenDropCounters::read() const {
+  std::string text(16'384, '\0');
+  const ssize_t size =
+      retry_eintr([&] { return ::pread(file_.get(), text.data(), text.size(), 0); });
+  text.resize(static_cast<std::size_t>(std::max<ssize_t>(size, 0)));
   // The file has pairs of lines: names, then values, both led by the group's name.
-  std::ifstream file("/proc/net/netstat");
+  std::istringstream lines(text);
   std::string names;
   std::string values;
   ListenDrops result;
-  while (std::getline(file, names) && std::getline(file, values)) {
+  while (std::getline(lines, names) && std::getline(lines, values)) {
     if (!names.starts_with("TcpExt:")) continue;
     std::istringstream name_stream(names);
     std::istringstream value_stream(values);

@@ -59,13 +59,26 @@ struct AcceptQueue {
 };
 [[nodiscard]] AcceptQueue accept_queue(int listener);
 
-/// TcpExt counters of /proc/net/netstat: connections refused a place in any accept queue of this
-/// network namespace since boot. Zero when the file cannot be read.
+/// Connections refused a place in any accept queue of this network namespace.
 struct ListenDrops {
   std::uint64_t overflows = 0;  ///< ListenOverflows: the queue was full.
   std::uint64_t drops = 0;      ///< ListenDrops: overflows and every other reason.
 };
-[[nodiscard]] ListenDrops listen_drops();
+
+/// Reads TcpExt of /proc/net/netstat. Holds it open, so that it can also be read by a process that has
+/// run out of descriptors.
+class ListenDropCounters {
+ public:
+  ListenDropCounters();
+  /// What has been dropped since this was made; nothing where the file cannot be read.
+  [[nodiscard]] ListenDrops since_start() const;
+
+ private:
+  [[nodiscard]] ListenDrops read() const;
+
+  OwnedFd file_;
+  ListenDrops at_start_;
+};
 
 /// An unnamed pair of AF_UNIX sockets of `type` (SOCK_STREAM, SOCK_SEQPACKET or SOCK_DGRAM),
 /// non-blocking and close-on-exec.

@@ -133,15 +133,8 @@ void Worker::drain() {
   if (service_.active() == 0) loop_.stop();
 }
 
-void Worker::drain_or_end() {
-  if (draining_) {
-    end_drain();
-  } else {
-    drain();
-  }
-}
-
 void Worker::end_drain() {
+  drain();
   counters_.closed_draining.add(service_.active());
   service_.close_all();
   loop_.stop();
@@ -175,7 +168,9 @@ int run_worker_process(const PollerEntry& poller, std::unique_ptr<ConnectionSour
   Worker worker(poller, std::move(source), accepts, options, counters, active, slot);
   // SIGINT stays blocked, as inherited: a terminal sends it to the whole group, and the acceptor
   // says when to drain.
-  const SignalWatch signals(worker.loop(), {SIGTERM}, [&](int) { worker.drain_or_end(); });
+  const SignalWatch signals(worker.loop(), {SIGTERM, SIGQUIT}, [&](int number) {
+    return number == SIGQUIT ? worker.end_drain() : worker.drain();
+  });
   const AcceptorWatch acceptor(worker, control.get());
   checked([&] { return ::send(control.get(), "r", 1, MSG_NOSIGNAL); }, "send to the acceptor");
   worker.run();

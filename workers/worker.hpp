@@ -40,13 +40,13 @@ class Worker : public EventHandler {
   /// Takes what still waits in the source, then no more; run() returns when the last connection has
   /// ended, or closes what is left after the drain timeout.
   void drain();
-  /// The first call drains; a second one ends the drain at once.
-  void drain_or_end();
+  /// Drains without waiting for the connections that are open.
+  void end_drain();
+  [[nodiscard]] bool draining() const { return draining_; }
 
   void on_ready(Readiness ready) override;
 
  private:
-  void end_drain();
   void take_batch();
   void pause();
   [[nodiscard]] std::size_t room() const;
@@ -68,7 +68,8 @@ class Worker : public EventHandler {
 };
 
 /// The body of a worker process of a pool: tells `control` that it is ready (one byte), serves, and
-/// drains on SIGTERM or when the acceptor's end of `control` closes. Returns the exit code.
+/// drains on SIGTERM or when the acceptor's end of `control` closes, and ends at once on SIGQUIT (a second
+/// SIGTERM could merge with the first). Returns the exit code.
 int run_worker_process(const PollerEntry& poller, std::unique_ptr<ConnectionSource> source,
                        bool accepts, const WorkerOptions& options, ProcessCounters& counters,
                        ActiveCounts active, std::size_t slot, OwnedFd control);
