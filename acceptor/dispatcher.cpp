@@ -7,8 +7,6 @@
 namespace c10k {
 namespace {
 
-/// After so many refusals nobody will take it.
-constexpr std::uint32_t most_attempts = 100;
 /// While connections wait for room that no descriptor announces: how soon to look again.
 constexpr std::int64_t retry_ns = 1'000'000;
 /// While copies wait for their worker: how soon to look, doubled each time nothing has moved.
@@ -143,18 +141,21 @@ void Dispatcher::worker_ended(WorkerProcess& worker) {
   channel->collect(again);
   // What it had not received it cannot have touched: somebody else takes it.
   for (Received& copy : channel->take_copies()) again.push_back(std::move(copy));
-  redeliver(worker.slot, std::move(again));
+  redeliver(worker.slot, std::move(again), false);
   flush();
 }
 
-void Dispatcher::redeliver(std::size_t slot, std::vector<Received> taken_back) {
+void Dispatcher::redeliver(std::size_t slot, std::vector<Received> taken_back, bool refused) {
   counts_.taken_back[slot] += taken_back.size();
   if (abandoning_) {
     counts_.abandoned += taken_back.size();
     return;
   }
+  // When every worker has refused it twice (and rested after each time), nobody has a descriptor for
+  // it: its client is better off with an end than with silence.
+  const std::size_t most_attempts = 2 * channels_.size();
   for (Received& connection : taken_back) {
-    if (++connection.tag.attempt > most_attempts) {
+    if (++connection.tag.attempt > most_attempts && refused) {
       ++counts_.shed;
       connection.fd.reset();
       continue;
@@ -197,7 +198,7 @@ void Dispatcher::collect() {
     if (!channels_[slot]) continue;
     std::vector<Received> refused;
     moved += channels_[slot]->collect(refused);
-    redeliver(slot, std::move(refused));
+    redeliver(slot, std::move(refused), true);
   }
   if (moved != 0) {
     idle_delay_ns_ = 0;

@@ -60,7 +60,7 @@ class Dispatcher {
  private:
   class Channel;  // a worker's sink with what is in flight through it
 
-  void redeliver(std::size_t slot, std::vector<Received> taken_back);
+  void redeliver(std::size_t slot, std::vector<Received> taken_back, bool refused);
   void schedule();
 
   EventLoop& loop_;

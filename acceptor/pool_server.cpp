@@ -66,10 +66,11 @@ class PoolServer : public EventHandler {
 
   std::size_t room() const {
     if (dispatcher_.congested()) return 0;
+    const auto left = [](std::size_t most, std::size_t now) { return most > now ? most - now : 0; };
+    const std::size_t fit = left(options_.most_in_hand_off, dispatcher_.in_hand_off());
     const std::size_t most = options_.worker.max_connections;
-    if (most == 0) return batch_.size();
-    const std::size_t open = dispatcher_.open();
-    return open >= most ? 0 : std::min(batch_.size(), most - open);
+    const std::size_t allowed = most == 0 ? fit : left(most, dispatcher_.open());
+    return std::min({batch_.size(), fit, allowed});
   }
 
   void accept_batch() {

@@ -121,6 +121,9 @@ std::optional<ServerOptions> parse_server_options(int argc, char** argv) {
         fmt::format("RLIMIT_NOFILE is {}, and the server alone needs {}; raise it (ulimit -n)",
                     limit, own + 1));
   }
+  if (pool) {
+    options.most_in_hand_off = (limit - own) / (1 + options.method.entry->descriptors_in_flight);
+  }
   const bool one_process_holds_all = options.strategy->run == run_single_server;
   if (one_process_holds_all && options.worker.max_connections > limit - own) {
     throw UsageError(fmt::format(

@@ -26,6 +26,7 @@ struct ServerOptions {
   std::string hand_off_at = "accept";
   ListenOptions listener;
   bool accept_drain = true;
+  std::size_t most_in_hand_off = 0;  ///< pool: what the descriptor limit leaves room for
   WorkerOptions worker;
   std::string report_file;  ///< empty: none; "-": stdout
   std::int64_t stats_interval_ns = 0;

@@ -134,13 +134,15 @@ class HandoffMethod {
 struct MethodFacts {
   std::string_view name;
   std::string_view summary;
-  std::string_view options;          ///< "batch=1..253 (64)": key=allowed (default), or "".
-  std::string_view kernel;           ///< The first kernel that has what it needs.
-  std::string_view privilege;        ///< "none" or what it needs.
-  std::string_view syscalls;         ///< System calls per connection: acceptor, worker.
-  std::string_view isolation;        ///< Who can harm whom.
-  std::string_view after_death;      ///< What a worker's death leaves behind.
-  bool kernel_dispatches = false;    ///< Without a sink: the workers accept for themselves.
+  std::string_view options;        ///< "batch=1..253 (64)": key=allowed (default), or "".
+  std::string_view kernel;         ///< The first kernel that has what it needs.
+  std::string_view privilege;      ///< "none" or what it needs.
+  std::string_view syscalls;       ///< System calls per connection: acceptor, worker.
+  std::string_view isolation;      ///< Who can harm whom.
+  std::string_view after_death;    ///< What a worker's death leaves behind.
+  bool kernel_dispatches = false;  ///< Without a sink: the workers accept for themselves.
+  /// Descriptors that the sink needs, beside the acceptor's copy, for each connection in flight.
+  std::size_t descriptors_in_flight = 0;
   bool listener_per_worker = false;  ///< Each worker has its own listener (SO_REUSEPORT).
 };
 

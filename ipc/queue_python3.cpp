@@ -329,7 +329,8 @@ MethodEntry queue_python3() {
            .privilege = "none",
            .syscalls = "acceptor 23 (feeder 2, sharer 21), worker 23, futexes aside",
            .isolation = "full, but one stuck worker stops the one sharer thread for all",
-           .after_death = "nothing (in CPython: unfetched duplicates, and a lock held for ever)"},
+           .after_death = "nothing (in CPython: unfetched duplicates, and a lock held for ever)",
+           .descriptors_in_flight = 1},
           [](MethodOptions&) -> std::unique_ptr<HandoffMethod> {
             return std::make_unique<QueuePython3>();
           }};
