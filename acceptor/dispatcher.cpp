@@ -115,14 +115,10 @@ class Dispatcher::Channel : public EventHandler {
   bool watching_ = false;
 };
 
-Dispatcher::Dispatcher(EventLoop& loop, Supervisor& supervisor, const PolicyEntry& policy)
-    : loop_(loop),
-      supervisor_(supervisor),
-      policy_(policy.make()),
-      channels_(supervisor.size()),
-      loads_(supervisor.size()) {
-  counts_.handed.resize(supervisor.size());
-  counts_.taken_back.resize(supervisor.size());
+Dispatcher::Dispatcher(EventLoop& loop, std::size_t workers, const PolicyEntry& policy)
+    : loop_(loop), policy_(policy.make()), channels_(workers), loads_(workers) {
+  counts_.handed.resize(workers);
+  counts_.taken_back.resize(workers);
 }
 
 Dispatcher::~Dispatcher() {

@@ -25,7 +25,7 @@ struct DispatchCounts {
 
 class Dispatcher {
  public:
-  Dispatcher(EventLoop& loop, Supervisor& supervisor, const PolicyEntry& policy);
+  Dispatcher(EventLoop& loop, std::size_t workers, const PolicyEntry& policy);
   ~Dispatcher();
   Dispatcher(const Dispatcher&) = delete;
   Dispatcher& operator=(const Dispatcher&) = delete;
@@ -64,7 +64,6 @@ class Dispatcher {
   void schedule();
 
   EventLoop& loop_;
-  Supervisor& supervisor_;
   std::unique_ptr<DispatchPolicy> policy_;
   std::deque<Received> pending_;
   std::vector<std::unique_ptr<Channel>> channels_;  // by slot; null while the worker is dead

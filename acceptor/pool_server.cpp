@@ -27,7 +27,7 @@ class PoolServer : public EventHandler {
                     {.ready = [this](WorkerProcess& worker) { worker_ready(worker); },
                      .ended = [this](WorkerProcess& worker) { worker_ended(worker); },
                      .all_ended = [this] { loop_.stop(); }}),
-        dispatcher_(loop_, supervisor_, *options.policy),
+        dispatcher_(loop_, options.workers, *options.policy),
         signals_(loop_, {SIGTERM, SIGINT, SIGUSR1}, [this](int number) { on_signal(number); }) {}
 
   int run() {

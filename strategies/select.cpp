@@ -20,7 +20,7 @@ class SelectPoller : public Poller {
     events_.clear();
     ready_read_ = read_;
     ready_write_ = write_;
-    timeval timeout{timeout_ms / 1000, timeout_ms % 1000 * 1000};
+    timeval timeout{timeout_ms / 1000, timeout_ms % 1000 * 1000L};
     const int ready = ::select(limit_, set(ready_read_), set(ready_write_), nullptr,
                                timeout_ms < 0 ? nullptr : &timeout);
     if (ready < 0 && errno != EINTR) throw_system_error(errno, "select of {} descriptors", limit_);

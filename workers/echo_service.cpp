@@ -9,7 +9,7 @@
 namespace c10k {
 namespace {
 
-constexpr std::size_t scratch_bytes = 64 * 1024;
+constexpr std::size_t scratch_bytes = std::size_t{64} * 1024;
 constexpr int reads_per_wake_up = 4;
 
 }  // namespace
