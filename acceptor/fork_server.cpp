@@ -193,11 +193,13 @@ class ForkServer : public EventHandler {
     if (number == SIGCHLD) return reap();
     const bool again = draining_;
     if (!draining_) {
+      // What has completed its handshake by now is still served.
+      const std::uint64_t last = acceptor().accepted.get() + accept_queue(frame_.listener()).length;
       std::uint64_t before = 0;
       do {
         before = acceptor().accepted.get();
         on_ready({});
-      } while (acceptor().accepted.get() != before);
+      } while (acceptor().accepted.get() != before && before < last);
       draining_ = true;
       loop_.forget(frame_.listener(), Removal::closing);
       frame_.close_listener();

@@ -56,7 +56,6 @@ class PoolServer : public EventHandler {
       accepting_ = true;
     }
     frame_.announce(loop_, [this] { return report(); });
-    if (draining_) drain();
   }
 
   void worker_ended(WorkerProcess& worker) {
@@ -86,6 +85,10 @@ class PoolServer : public EventHandler {
     for (std::size_t i = 0; i < result.received; ++i) dispatcher_.add(std::move(batch_[i]));
     dispatcher_.flush();
     if (result.state == Channel::starved) pause();
+    if (draining_ &&
+        (result.state == Channel::would_block || counters().accepted.get() >= last_accept_)) {
+      stop_accepting();
+    }
   }
 
   void pause() {
@@ -111,28 +114,29 @@ class PoolServer : public EventHandler {
     drain();
   }
 
-  /// First what waits in the accept queue and the channels, then the workers. A second call
-  /// hurries.
+  /// First what has completed its handshake by now, then what is in the channels, then the workers. A
+  /// second call hurries.
   void drain() {
-    if (draining_) {
-      dispatcher_.abandon();
-      supervisor_.stop();
-      return;
-    }
+    if (draining_) return give_up();
     draining_ = true;
-    if (accepting_) {
-      std::uint64_t before = 0;
-      do {
-        before = counters().accepted.get();
-        if (room() != 0) accept_batch();
-      } while (counters().accepted.get() != before);
-      accepting_ = false;
-      loop_.forget(frame_.listener(), Removal::still_open);
-    }
+    loop_.after(options_.worker.drain_timeout_ns, [this] { give_up(); });
+    if (!accepting_) return stop_accepting();
+    last_accept_ = counters().accepted.get() + accept_queue(frame_.listener()).length;
+    accept_batch();
+  }
+
+  void stop_accepting() {
+    if (accepting_) loop_.forget(frame_.listener(), Removal::still_open);
+    accepting_ = false;
     frame_.close_listener();
     options_.method.method->close_listeners();
-    loop_.after(options_.worker.drain_timeout_ns, [this] { dispatcher_.abandon(); });
     dispatcher_.when_empty([this] { supervisor_.stop(); });
+  }
+
+  void give_up() {
+    if (accepting_) stop_accepting();
+    dispatcher_.abandon();
+    supervisor_.stop();
   }
 
   ServerReport report() {
@@ -177,6 +181,7 @@ class PoolServer : public EventHandler {
   bool accepting_ = false;
   bool paused_ = false;
   bool draining_ = false;
+  std::uint64_t last_accept_ = 0;  // draining: how many will have been accepted in all
 };
 
 }  // namespace

@@ -120,11 +120,12 @@ void Worker::drain() {
   // What has completed its handshake would be reset when the listener closes: take it now. (What is
   // in a hand-off channel has been waited for by the acceptor.)
   if (accepts_ && taking_) {
+    const std::uint64_t last = counters_.accepted.get() + accept_queue(source_->fd()).length;
     std::uint64_t before = 0;
     do {
       before = counters_.accepted.get();
       take_batch();
-    } while (counters_.accepted.get() != before);
+    } while (counters_.accepted.get() != before && before < last);
   }
   stop_taking();
   source_.reset();
