@@ -452,3 +452,12 @@ def for_each(shapes: Callable[[], list[Shape]]) -> Callable[..., Callable[[unitt
         return run
 
     return decorate
+
+
+def close_all(socks: list[socket.socket]) -> None:
+    for sock in socks:
+        sock.close()
+
+
+def totals_of(server: Server) -> dict[str, Any]:
+    return server.report()["totals"]

@@ -1,0 +1,346 @@
+"""Tests of c10k-server from outside: ends, deaths and shortages.
+
+What --list names is tested: a new strategy, loop or method needs no line here. How to run one class:
+
+  cd tests; C10K_BIN_DIR=../build/release /usr/bin/python3 -m unittest -v test_lifecycle.Drain
+
+C10K_ONLY=REGEX picks shapes by their name, C10K_TIMES=1 prints how long each took."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import sys
+import time
+import unittest
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import process_support as support  # noqa: E402
+from process_support import (  # noqa: E402
+    BOUND_S,
+    Server,
+    Shape,
+    all_shapes,
+    connections,
+    echo,
+    ended,
+    for_each,
+    method_shapes,
+    refuses,
+    run_client,
+    scaled,
+    sink_shapes,
+    still_echoes,
+    wait_until,
+    workers_of,
+    close_all,
+    totals_of,
+)
+
+
+class Drain(unittest.TestCase):
+    """SIGTERM and SIGINT: stop accepting, finish, report, exit 0."""
+
+    def drain(self, shape: Shape, send: Any) -> None:
+        with shape.start("--drain-timeout", "600") as server, connections(server.address, 4) as socks:
+            for sock in socks:
+                echo(sock)
+            send(server)
+            wait_until(lambda: refuses(server.address), "connects are refused")
+            for _ in range(3):
+                for sock in socks:
+                    echo(sock)
+            self.assertFalse(server.has_ended())
+            socks.pop().close()
+            for sock in socks:
+                echo(sock)
+                sock.close()
+            report = server.finish(0).report
+        self.assertGreaterEqual(report["books"]["accepted"], 4)
+        self.assertEqual(report["books"]["accepted"], report["books"]["served"])
+        self.assertEqual(report["totals"]["closed_draining"], 0)
+        self.assertEqual(report["worker_deaths"], 0)
+
+    @for_each(all_shapes)
+    def test_sigterm_lets_clients_finish(self, shape: Shape) -> None:
+        self.drain(shape, lambda server: server.signal(signal.SIGTERM))
+
+    @for_each(all_shapes)
+    def test_sigint_of_a_terminal_does_the_same(self, shape: Shape) -> None:
+        # A terminal sends it to the whole group.
+        self.drain(shape, lambda server: server.signal_group(signal.SIGINT))
+
+    @for_each(all_shapes)
+    def test_a_second_signal_ends_it_at_once(self, shape: Shape) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with shape.start("--drain-timeout", "600") as server, connections(server.address, 4) as socks:
+                for sock in socks:
+                    echo(sock)
+                server.signal(number)
+                wait_until(lambda: refuses(server.address), "connects are refused")
+                report = server.finish(number).report
+                self.assertEqual(report["totals"]["closed_draining"], 4)
+                for sock in socks:
+                    self.assertTrue(ended(sock))
+
+    @for_each(all_shapes)
+    def test_the_drain_timeout_bounds_it(self, shape: Shape) -> None:
+        with shape.start("--drain-timeout", "0.1") as server, connections(server.address, 4) as socks:
+            for sock in socks:
+                echo(sock)
+            report = server.finish(bound_s=10).report
+            self.assertEqual(report["totals"]["closed_draining"], 4)
+            self.assertEqual(report["books"]["served"], 4)
+            for sock in socks:
+                self.assertTrue(ended(sock))
+
+    @for_each(all_shapes)
+    def test_what_has_completed_its_handshake_is_served(self, shape: Shape) -> None:
+        # Connected while the server was stopped, and SIGTERM is there before it can accept.
+        with shape.start("--drain-timeout", "600") as server:
+            for pid in server.group():
+                support.stop_process(pid)
+            with connections(server.address, 20) as socks:
+                server.signal(signal.SIGTERM)
+                server.signal_group(signal.SIGCONT)
+                for sock in socks:
+                    echo(sock)
+            report = server.finish(0).report
+        self.assertEqual(report["books"]["served"], 20)
+
+    @for_each(all_shapes)
+    def test_sigusr1_reports_while_it_runs(self, shape: Shape) -> None:
+        with shape.start() as server, connections(server.address, 10) as socks:
+            for sock in socks:
+                echo(sock)
+            report = server.report()
+            self.assertEqual(report["books"]["active"], 10)
+            self.assertEqual(report["books"]["accepted"], 10)
+            self.assertTrue(report["books"]["balanced"])
+            if shape.strategy != "fork":  # its children count when they end
+                # An echo is counted after it is sent, so a client can know of it first.
+                wait_until(lambda: totals_of(server)["echoes"] == 10, "ten echoes are counted")
+            for sock in socks[:4]:
+                sock.close()
+            wait_until(lambda: server.report()["books"]["active"] == 6, "four are gone")
+            self.assertTrue(server.report()["books"]["balanced"])
+            echo(socks[9])
+            close_all(socks)
+            server.finish()
+
+
+class WorkerDeath(unittest.TestCase):
+    """Faults 1, 2, 3, 11 and 16."""
+
+    def replaced(self, server: Server, slot: int, old: int) -> int:
+        return wait_until(
+            lambda: pid if (pid := server.worker_pid(slot)) not in (0, old) else 0, f"worker {slot} is replaced"
+        )
+
+    @for_each(method_shapes)
+    def test_a_killed_worker_is_replaced_and_its_connections_are_counted(self, shape: Shape) -> None:
+        with shape.start() as server, connections(server.address, 20) as socks:
+            for sock in socks:
+                echo(sock)
+            victim = workers_of(server.report())[0]
+            os.kill(victim["pid"], signal.SIGKILL)
+            served = sum(still_echoes(sock) for sock in socks)  # the others see their end
+            self.assertEqual(served, 20 - victim["active"])
+            self.replaced(server, 0, victim["pid"])
+            with connections(server.address, 20) as later:
+                for sock in later:
+                    echo(sock)
+            close_all(socks)
+            report = server.finish().report
+        self.assertEqual(report["worker_deaths"], 1)
+        self.assertEqual(report["books"]["accepted"], 40)
+        self.assertEqual(report["books"]["lost"], victim["active"])
+
+    @for_each(method_shapes)
+    def test_all_workers_killed_under_load(self, shape: Shape) -> None:
+        # Connections made in the gap wait for the successors: in the acceptor or in the accept queue.
+        with shape.start() as server:
+            for round_number in range(3):
+                pids = [row["pid"] for row in workers_of(server.report())]
+                for pid in pids:
+                    os.kill(pid, signal.SIGKILL)
+                with connections(server.address, 10) as socks:
+                    for sock in socks:
+                        # One handed to a worker that was just dying ends visibly; none may hang.
+                        still_echoes(sock)
+                for slot, pid in enumerate(pids):
+                    self.replaced(server, slot, pid)
+                with connections(server.address, 10) as socks:
+                    for sock in socks:
+                        echo(sock)
+            report = server.finish().report
+        self.assertEqual(report["worker_deaths"], 6)
+
+    @for_each(sink_shapes)
+    def test_what_a_dead_worker_had_not_received_is_redelivered(self, shape: Shape) -> None:
+        with shape.start("--dispatch", "round-robin") as server:
+            victim = server.worker_pid(0)
+            support.stop_process(victim)
+            with connections(server.address, 20) as socks:
+                for sock in socks:
+                    sock.sendall(b"hello")
+                wait_until(lambda: totals_of(server)["handed"] == 20, "all are handed over")
+                os.kill(victim, signal.SIGKILL)
+                for sock in socks:
+                    self.assertEqual(support.receive_exactly(sock, 5), b"hello")
+            report = server.finish().report
+        self.assertEqual(report["books"]["lost"], 0)
+        self.assertGreater(report["books"]["redelivered_and_served"], 0)
+        self.assertEqual(report["books"]["accepted"], 20)
+        self.assertEqual(report["totals"]["redelivered"], report["books"]["redelivered_and_served"])
+
+    @for_each(method_shapes)
+    def test_a_crash_loop_backs_off(self, shape: Shape) -> None:
+        with shape.start() as server:
+            pid = server.worker_pid(0)
+            waits = []
+            for _ in range(7):
+                os.kill(pid, signal.SIGKILL)
+                began = time.monotonic()
+                pid = self.replaced(server, 0, pid)
+                waits.append(time.monotonic() - began)
+            # 10 ms, doubled each time: the last waited for 640 ms.
+            self.assertGreaterEqual(waits[6], 0.5, waits)
+            os.kill(pid, signal.SIGKILL)  # and now 1.28 s
+            wait_until(lambda: server.report()["degraded"], "the report says so")
+            self.assertRegex(server.report()["degraded"], "worker 0")
+            with connections(server.address, 4) as socks:
+                for sock in socks:
+                    echo(sock)
+            pid = self.replaced(server, 0, pid)
+            report = server.finish().report
+        self.assertEqual(report["worker_deaths"], 8)
+        self.assertEqual(report["totals"]["restarts"], 8)
+        self.assertEqual(report["degraded"], "")
+
+    def test_a_killed_child_of_fork_is_lost_and_nobody_else(self) -> None:
+        with Server("--strategy", "fork") as server, connections(server.address, 5) as socks:
+            for sock in socks:
+                echo(sock)
+            os.kill(server.children()[0], signal.SIGKILL)
+            self.assertEqual(sum(still_echoes(sock) for sock in socks), 4)
+            close_all(socks)
+            report = server.finish().report
+        self.assertEqual(report["books"]["lost"], 1)
+        self.assertEqual(report["worker_deaths"], 1)
+
+
+class AcceptorDeath(unittest.TestCase):
+    """Fault 15."""
+
+    @for_each(lambda: [shape for shape in all_shapes() if shape.pool or shape.strategy == "fork"])
+    def test_workers_finish_and_exit(self, shape: Shape) -> None:
+        with shape.start("--drain-timeout", "1") as server, connections(server.address, 4) as socks:
+            for sock in socks:
+                echo(sock)
+            server.signal(signal.SIGKILL)
+            # They serve what they have to its end, or to the drain timeout.
+            self.assertTrue(server.has_ended(BOUND_S))
+            wait_until(lambda: not server.group(), "all processes have ended", 15)
+            for sock in socks:
+                self.assertTrue(ended(sock))
+            self.assertTrue(refuses(server.address))
+
+    @for_each(lambda: [shape for shape in all_shapes() if shape.pool or shape.strategy == "fork"])
+    def test_connections_are_served_meanwhile(self, shape: Shape) -> None:
+        with shape.start("--drain-timeout", "600") as server, connections(server.address, 4) as socks:
+            for sock in socks:
+                echo(sock)
+            server.signal(signal.SIGKILL)
+            self.assertTrue(server.has_ended(BOUND_S))
+            for sock in socks:
+                echo(sock)
+            close_all(socks)
+            wait_until(lambda: not server.group(), "all processes have ended", 15)
+
+
+class Descriptors(unittest.TestCase):
+    """Faults 4, 5 and 7, and that nothing leaks."""
+
+    @for_each(all_shapes)
+    def test_none_leaks(self, shape: Shape) -> None:
+        held = scaled(300, 50)
+        with shape.start() as server:
+            begin = {pid: support.descriptors_of(pid) for pid in server.group()}
+            for _ in range(2):
+                with connections(server.address, held) as socks:
+                    for sock in socks:
+                        echo(sock)
+                code, _, err = run_client(
+                    server.target, "--connections", "64", "--requests", "500", "--duration", str(BOUND_S)
+                )
+                self.assertEqual(code, 0, err)
+
+            def now() -> dict[int, int]:
+                return {pid: support.descriptors_of(pid) for pid in server.group()}
+
+            try:
+                wait_until(lambda: now() == begin, "descriptors are back", 10)
+            except AssertionError:
+                self.fail(f"at the start {begin}, now {now()}")
+            server.finish()
+
+    @for_each(all_shapes)
+    def test_too_few_for_all_clients(self, shape: Shape) -> None:
+        count, limit = 200, 64
+        set_limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))  # noqa: E731
+        with shape.start(before_exec=set_limit) as server, connections(server.address, count) as socks:
+            for sock in socks:
+                with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+                    sock.sendall(b"hello")
+            began = time.monotonic()
+            served, hanging = [], 0
+            for sock in socks:
+                if not support.readable(sock, max(0.0, began + 10 - time.monotonic())):
+                    hanging += 1
+                    continue
+                with contextlib.suppress(ConnectionResetError):
+                    got = support.receive_exactly(sock, 5)
+                    self.assertIn(got, (b"hello", b""))
+                    if got:
+                        served.append(sock)
+            took = time.monotonic() - began
+            self.assertEqual(hanging, 0, f"clients without an echo or an end after 10 s; {len(served)} are served")
+            # Now nothing happens, so it must cost nothing.
+            ticks = sum(map(support.cpu_ticks, server.group()))
+            self.assertFalse(server.has_ended(0.5))
+            self.assertLess(sum(map(support.cpu_ticks, server.group())) - ticks, scaled(10, 20), "ticks in 0.5 s")
+            for sock in served:
+                echo(sock)
+            at_limit = server.report()  # although the server can open no file
+            self.assertTrue(at_limit["books"]["balanced"], at_limit["books"])
+            self.assertLess(at_limit["listener"]["listen_overflows"], 1 << 32, "it went below zero")
+            close_all(socks)
+
+            def well_again() -> bool:  # a connection may still be shed while the old ones are being closed
+                with connections(server.address, 10) as later:
+                    return all([still_echoes(sock) for sock in later])
+
+            wait_until(well_again, "ten connections are served again")
+            shed_later = server.report()["books"]["shed"] - at_limit["books"]["shed"]
+            report = server.finish().report
+        self.assertLess(took, 5, "seconds until the last client knew")
+        if shape.strategy == "fork":  # each child has one connection, and the acceptor none
+            self.assertEqual(len(served), count)
+            return
+        self.assertGreaterEqual(len(served), 30)
+        self.assertLess(len(served), count)
+        totals = report["totals"]
+        self.assertGreater(totals["shed"] + totals["refused"] + totals["redelivered"], 0)
+        self.assertIn("EMFILE", totals["errors"])
+        self.assertEqual(report["books"]["shed"], count - len(served) + shed_later)
+        self.assertEqual(report["worker_deaths"], 0)
+
+
+if __name__ == "__main__":
+    unittest.main()
