@@ -19,7 +19,7 @@ namespace {
 
 constexpr std::int64_t pause_ns = 10'000'000;
 /// What a child that serves one connection costs in memory, kernel and user together (measured
-/// here: about 0.3 MB), with room to spare.
+/// here: about 0.5 MB), with room to spare.
 constexpr std::uint64_t bytes_per_child = 1'000'000;
 /// Processes left to everybody else.
 constexpr std::uint64_t spared_processes = 1024;

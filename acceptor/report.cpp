@@ -190,7 +190,10 @@ ReportFile::ReportFile(std::string path) : path_(std::move(path)) {
   if (path_.empty()) return;
   file_ = path_ == "-" ? duplicate(STDOUT_FILENO)
                        : OwnedFd(::open(path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644));
-  if (!file_) throw_system_error(errno, "--report {}", path_);
+  if (!file_) {
+    throw std::runtime_error(fmt::format(
+        "--report: cannot write {}: {}; give a file, or - for stdout", path_, ::strerror(errno)));
+  }
 }
 
 void ReportFile::write(const ServerReport& report) const {

@@ -9,6 +9,7 @@ MethodEntry scm_stream();
 MethodEntry scm_seqpacket();
 MethodEntry scm_dgram();
 MethodEntry queue_python3();
+MethodEntry pidfd_ring();
 MethodEntry reuseport();
 MethodEntry inherited_listener();
 
