@@ -15,75 +15,84 @@ constexpr std::int64_t longest_look_ns = 64'000'000;
 
 }  // namespace
 
-/// A worker's channel: what has been sent and not been seen to arrive. The copies stand in the
-/// order of their sequence numbers, which is the order in which the worker consumes them.
+/// A worker's channel: what has been sent through it and not been seen to arrive.
 class Dispatcher::Channel : public EventHandler {
  public:
   Channel(Dispatcher& dispatcher, WorkerProcess& worker)
-      : dispatcher_(dispatcher), worker_(worker) {}
+      : dispatcher_(dispatcher), worker_(worker), attention_(*worker.sink, dispatcher.loop_) {}
   ~Channel() override { unwatch(); }
 
   [[nodiscard]] bool eligible() const {
-    return !blocked_ && copies_.size() + batch_.size() < max_outstanding;
+    // What one worker counts must not overtake itself in its record of what it has consumed.
+    const std::size_t on_their_way =
+        dispatcher_.shared_channel_ ? dispatcher_.kept_.size() : in_flight_ + batch_.size();
+    return !blocked_ && on_their_way < max_outstanding;
   }
   /// Handed to the worker and not ended, as far as its counters say by now.
   [[nodiscard]] std::uint64_t open() const {
-    return sent_ + batch_.size() - worker_.counters().refused.get() -
-           worker_.counters().finished.get();
+    const std::uint64_t begun = in_flight_ + batch_.size() + seen_;
+    const std::uint64_t ended =
+        worker_.counters().refused.get() + worker_.counters().finished.get();
+    return begun > ended ? begun - ended : 0;
   }
-  [[nodiscard]] std::size_t in_flight() const { return copies_.size(); }
 
   void add(Received connection) {
-    batch_.push_back({connection.fd.get(), connection.tag});
-    copies_of_batch_.push_back(std::move(connection));
+    const Received& kept = dispatcher_.kept_.keep(std::move(connection), worker_.slot);
+    batch_.push_back({kept.fd.get(), kept.tag});
   }
 
-  /// Sends the batch. What was not taken goes back to the front of `pending`, in its order.
-  std::size_t send(std::deque<Received>& pending) {
+  /// Sends the batch. What was not taken goes back to the front of what waits, in its order.
+  std::size_t send() {
     if (batch_.empty()) return 0;
     const SendResult result = worker_.sink->send(batch_);
-    for (std::size_t i = 0; i < result.taken; ++i)
-      copies_.push_back(std::move(copies_of_batch_[i]));
-    for (std::size_t i = batch_.size(); i > result.taken; --i) {
-      pending.push_front(std::move(copies_of_batch_[i - 1]));
-    }
-    sent_ += result.taken;
+    for (std::size_t i = batch_.size(); i > result.taken; --i)
+      dispatcher_.pending_.push_front(dispatcher_.kept_.take(batch_[i - 1].tag.copy));
+    if (!dispatcher_.shared_channel_) in_flight_ += result.taken;
     batch_.clear();
-    copies_of_batch_.clear();
+    if (result.error != 0) ++dispatcher_.counts_.errors[result.error];
     if (result.state != c10k::Channel::more) block(result.state);
+    starved_ = result.state == c10k::Channel::starved;
     return result.taken;
   }
 
-  /// Closes the copies of what has arrived; gives back what was refused. Returns how many left.
+  /// Closes the copies of what the worker has received; gives back what it refused. Returns how many
+  /// left.
   std::size_t collect(std::vector<Received>& refused) {
-    const ProcessCounters& counters = worker_.counters();
+    ProcessCounters& counters = worker_.counters();
     const std::uint64_t consumed = counters.consumed.get();
-    if (consumed == seen_ || consumed > sent_)
-      return 0;  // a worker cannot have more than it was sent
-    const std::uint64_t refusals = counters.refused.get();
-    const std::size_t before = copies_.size();
+    if (consumed == seen_ || consumed - seen_ > max_outstanding) return 0;
+    std::size_t left = 0;
     while (seen_ < consumed) {
       ++seen_;
-      Received& copy = copies_.front();
-      if (refused_seen_ < refusals &&
-          counters.refused_sequences[refused_seen_ % max_outstanding].get() == seen_) {
-        ++refused_seen_;
-        refused.push_back(std::move(copy));
-      }
-      copies_.pop_front();  // closes it
+      const std::uint64_t record = counters.consumed_copies[seen_ % max_outstanding].get();
+      const std::uint64_t number = record & ~refused_flag;
+      const std::size_t channel = dispatcher_.kept_.channel_of(number);
+      // A worker has its say only about what was sent to it.
+      if (channel == KeptCopies::nowhere ||
+          (channel != worker_.slot && !dispatcher_.shared_channel_))
+        continue;
+      Received copy = dispatcher_.kept_.take(number);
+      if (!dispatcher_.shared_channel_) --in_flight_;
+      if ((record & refused_flag) != 0) refused.push_back(std::move(copy));
+      ++left;
     }
-    worker_.counters().released.set(seen_);
-    return before - copies_.size();
+    counters.released.set(seen_);
+    return left;
   }
-
-  /// Everything that has not arrived.
-  std::deque<Received> take_copies() { return std::exchange(copies_, {}); }
 
   void unblock() {
     unwatch();
     blocked_ = false;
   }
   [[nodiscard]] bool needs_timer() const { return blocked_ && !watching_; }
+  [[nodiscard]] bool starved() const { return starved_; }
+  [[nodiscard]] ConnectionSink& sink() { return *worker_.sink; }
+
+  /// Whether what this worker had pulled by the time of note_step() has been counted.
+  void note_step() { step_ = worker_.counters().receive_steps.get(); }
+  [[nodiscard]] bool has_counted() const {
+    return step_ % 2 == 0 || worker_.counters().receive_steps.get() != step_;
+  }
 
   void on_ready(Readiness) override {
     unblock();
@@ -91,6 +100,24 @@ class Dispatcher::Channel : public EventHandler {
   }
 
  private:
+  /// Lets the sink answer its worker.
+  class Attention : public EventHandler {
+   public:
+    Attention(ConnectionSink& sink, EventLoop& loop)
+        : sink_(sink), loop_(loop), fd_(sink.attention_fd()) {
+      if (fd_ >= 0) loop_.watch(fd_, {.read = true, .level = true}, *this);
+    }
+    ~Attention() override {
+      if (fd_ >= 0) loop_.forget(fd_, Removal::still_open);
+    }
+    void on_ready(Readiness) override { sink_.attend(); }
+
+   private:
+    ConnectionSink& sink_;
+    EventLoop& loop_;
+    int fd_;
+  };
+
   void block(c10k::Channel state) {
     // Closed: the pidfd will say so; until then nothing can be sent.
     blocked_ = true;
@@ -105,18 +132,24 @@ class Dispatcher::Channel : public EventHandler {
 
   Dispatcher& dispatcher_;
   WorkerProcess& worker_;
-  std::deque<Received> copies_;
+  Attention attention_;
   std::vector<Handover> batch_;
-  std::vector<Received> copies_of_batch_;
-  std::uint64_t sent_ = 0;
+  std::size_t in_flight_ = 0;  // of a channel of its own
   std::uint64_t seen_ = 0;
-  std::uint64_t refused_seen_ = 0;
+  std::uint64_t step_ = 0;
   bool blocked_ = false;
+  bool starved_ = false;
   bool watching_ = false;
 };
 
-Dispatcher::Dispatcher(EventLoop& loop, std::size_t workers, const PolicyEntry& policy)
-    : loop_(loop), policy_(policy.make()), channels_(workers), loads_(workers) {
+Dispatcher::Dispatcher(EventLoop& loop, std::size_t workers, const PolicyEntry& policy,
+                       bool shared_channel)
+    : loop_(loop),
+      policy_entry_(policy),
+      policy_(policy.make()),
+      shared_channel_(shared_channel),
+      channels_(workers),
+      loads_(workers) {
   counts_.handed.resize(workers);
   counts_.taken_back.resize(workers);
 }
@@ -131,13 +164,59 @@ void Dispatcher::worker_ready(WorkerProcess& worker) {
 }
 
 void Dispatcher::worker_ended(WorkerProcess& worker) {
-  const std::unique_ptr<Channel> channel = std::move(channels_[worker.slot]);
-  if (!channel) return;
+  Channel* channel = channels_[worker.slot].get();
+  if (channel == nullptr) return;
   std::vector<Received> again;
   channel->collect(again);
-  // What it had not received it cannot have touched: somebody else takes it.
-  for (Received& copy : channel->take_copies()) again.push_back(std::move(copy));
+  if (shared_channel_) {
+    // What it was sent is anybody's. What it had pulled and not counted is not known yet.
+    settling_ = true;
+  } else {
+    // What it had not received it cannot have touched: somebody else takes it.
+    for (const std::uint32_t number : kept_.numbers(worker.slot))
+      again.push_back(kept_.take(number));
+  }
+  take_back(worker.slot, again);
+  channels_[worker.slot].reset();
   redeliver(worker.slot, std::move(again), false);
+  flush();
+}
+
+void Dispatcher::take_back(std::size_t slot, std::vector<Received>& connections) {
+  ConnectionSink& sink = channels_[slot]->sink();
+  const std::size_t lost = std::erase_if(connections, [&](const Received& connection) {
+    return !sink.take_back({connection.fd.get(), connection.tag});
+  });
+  counts_.lost += lost;
+  counts_.taken_back[slot] += lost;
+}
+
+/// After a death in a channel that all workers pull from. What the dead one had pulled and not counted
+/// is what is still kept when all that was sent has been pulled and the living have counted theirs.
+void Dispatcher::settle() {
+  if (settling_) {
+    const auto living = std::find_if(channels_.begin(), channels_.end(),
+                                     [](const auto& channel) { return channel != nullptr; });
+    if (living == channels_.end() || !(*living)->sink().drained()) return;
+    settling_ = false;
+    suspects_.clear();
+    for (const std::uint32_t number : kept_.numbers())
+      suspects_.emplace_back(number, kept_.id_of(number));
+    for (const auto& channel : channels_) {
+      if (channel) channel->note_step();
+    }
+  }
+  if (suspects_.empty()) return;
+  for (const auto& channel : channels_) {
+    if (channel && !channel->has_counted()) return;
+  }
+  collect_workers();
+  std::vector<Received> again;
+  for (const auto& [number, id] : std::exchange(suspects_, {})) {
+    if (kept_.channel_of(number) != KeptCopies::nowhere && kept_.id_of(number) == id)
+      again.push_back(kept_.take(number));
+  }
+  redeliver(0, std::move(again), false);
   flush();
 }
 
@@ -162,7 +241,8 @@ void Dispatcher::redeliver(std::size_t slot, std::vector<Received> taken_back, b
 }
 
 void Dispatcher::flush() {
-  while (!pending_.empty()) {
+  while (!pending_.empty() && !settling_) {
+    const std::int64_t looked_ns = policy_entry_.uses_load ? monotonic_ns() : 0;
     for (std::size_t slot = 0; slot < channels_.size(); ++slot) {
       const auto& channel = channels_[slot];
       loads_[slot] = {channel != nullptr && channel->eligible(),
@@ -170,7 +250,9 @@ void Dispatcher::flush() {
     }
     std::size_t assigned = 0;
     while (!pending_.empty()) {
-      const int chosen = policy_->choose(loads_);
+      const std::uint64_t source =
+          policy_entry_.uses_source ? source_of(pending_.front().fd.get()) : 0;
+      const int chosen = policy_->choose(loads_, source);
       if (chosen < 0) break;
       const auto slot = static_cast<std::size_t>(chosen);
       channels_[slot]->add(std::move(pending_.front()));
@@ -182,21 +264,40 @@ void Dispatcher::flush() {
     if (assigned == 0) break;
     // Those that a full channel gives back are offered to the others in the next round.
     for (std::size_t slot = 0; slot < channels_.size(); ++slot) {
-      if (channels_[slot]) counts_.handed[slot] += channels_[slot]->send(pending_);
+      if (channels_[slot]) counts_.handed[slot] += channels_[slot]->send();
     }
+    if (policy_entry_.uses_load) note_staleness(looked_ns);
   }
   schedule();
 }
 
-void Dispatcher::collect() {
+/// What the policy believed against what the counters say now that the batch is out.
+void Dispatcher::note_staleness(std::int64_t looked_ns) {
+  counts_.load_age.add(monotonic_ns() - looked_ns);
+  for (std::size_t slot = 0; slot < channels_.size(); ++slot) {
+    if (!channels_[slot]) continue;
+    const std::uint64_t now = channels_[slot]->open();
+    const std::uint64_t believed = loads_[slot].open;
+    counts_.load_error_max =
+        std::max(counts_.load_error_max, now > believed ? now - believed : believed - now);
+  }
+}
+
+std::size_t Dispatcher::collect_workers() {
   std::size_t moved = 0;
   for (std::size_t slot = 0; slot < channels_.size(); ++slot) {
     if (!channels_[slot]) continue;
     std::vector<Received> refused;
     moved += channels_[slot]->collect(refused);
+    if (refused.empty()) continue;
+    take_back(slot, refused);
     redeliver(slot, std::move(refused), true);
   }
-  if (moved != 0) {
+  return moved;
+}
+
+void Dispatcher::collect() {
+  if (collect_workers() != 0) {
     idle_delay_ns_ = 0;
     // Room in a channel that announces none.
     for (const auto& channel : channels_) {
@@ -204,6 +305,7 @@ void Dispatcher::collect() {
     }
     if (!pending_.empty()) flush();
   }
+  settle();
   if (when_empty_ && in_hand_off() == 0) std::exchange(when_empty_, nullptr)();
   schedule();
 }
@@ -221,14 +323,27 @@ void Dispatcher::schedule() {
       if (channel && channel->needs_timer()) channel->unblock();
     }
     if (!pending_.empty()) flush();
+    shed_if_starved();
     schedule();  // collect() runs at the end of this turn
   });
 }
 
+/// When no channel can take anything for want of a resource and nothing is under way whose arrival
+/// would free some, waiting helps nobody: the clients are better off with an end than with silence.
+void Dispatcher::shed_if_starved() {
+  std::size_t living = 0;
+  std::size_t starved = 0;
+  for (const auto& channel : channels_) {
+    living += channel ? 1 : 0;
+    starved += channel && channel->starved() ? 1 : 0;
+  }
+  if (pending_.empty() || living == 0 || starved < living || kept_.size() != 0) return;
+  counts_.shed += pending_.size();
+  pending_.clear();
+}
+
 std::size_t Dispatcher::in_hand_off() const {
-  std::size_t count = pending_.size();
-  for (const auto& channel : channels_) count += channel ? channel->in_flight() : 0;
-  return count;
+  return pending_.size() + kept_.size();
 }
 
 std::size_t Dispatcher::open() const {

@@ -3,12 +3,15 @@
 
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
 #include <vector>
 
 #include "acceptor/dispatch_policy.hpp"
+#include "acceptor/kept_copies.hpp"
 #include "acceptor/supervisor.hpp"
 #include "ipc/handoff.hpp"
+#include "ipc/latency_histogram.hpp"
 #include "strategies/event_loop.hpp"
 #include "workers/counters.hpp"
 
@@ -19,13 +22,22 @@ struct DispatchCounts {
   std::vector<std::uint64_t> handed;      ///< by slot
   std::vector<std::uint64_t> taken_back;  ///< by slot: refused, or not received at a death
   std::uint64_t redelivered = 0;  ///< handed over again: refused, or not yet received at a death
-  std::uint64_t shed = 0;         ///< closed after too many refusals
+  std::uint64_t shed = 0;         ///< closed after too many refusals, or for want of a resource
   std::uint64_t abandoned = 0;    ///< closed at the end of a drain, in no worker
+  std::uint64_t lost = 0;         ///< a worker died with them and they could not be made whole
+
+  std::map<int, std::uint64_t> errors;  ///< of sending, by errno
+
+  // For a policy that goes by load: how old the figures were when what they decided had been sent, and
+  // by how many connections a worker's figure was wrong by then, at most.
+  LatencyHistogram load_age;
+  std::uint64_t load_error_max = 0;
 };
 
 class Dispatcher {
  public:
-  Dispatcher(EventLoop& loop, std::size_t workers, const PolicyEntry& policy);
+  /// `shared_channel`: all workers pull from one channel, whichever sink is used.
+  Dispatcher(EventLoop& loop, std::size_t workers, const PolicyEntry& policy, bool shared_channel);
   ~Dispatcher();
   Dispatcher(const Dispatcher&) = delete;
   Dispatcher& operator=(const Dispatcher&) = delete;
@@ -61,16 +73,26 @@ class Dispatcher {
   class Channel;  // a worker's sink with what is in flight through it
 
   void redeliver(std::size_t slot, std::vector<Received> taken_back, bool refused);
+  void take_back(std::size_t slot, std::vector<Received>& connections);
+  void settle();
+  std::size_t collect_workers();
+  void shed_if_starved();
+  void note_staleness(std::int64_t looked_ns);
   void schedule();
 
   EventLoop& loop_;
+  const PolicyEntry& policy_entry_;
   std::unique_ptr<DispatchPolicy> policy_;
+  bool shared_channel_;
   std::deque<Received> pending_;
+  KeptCopies kept_;
   std::vector<std::unique_ptr<Channel>> channels_;  // by slot; null while the worker is dead
   std::vector<WorkerLoad> loads_;                   // by slot; kept to spare allocations
   DispatchCounts counts_;
   std::function<void()> when_empty_;
   bool abandoning_ = false;
+  bool settling_ = false;  // a worker of a shared channel has died: nothing is sent for now
+  std::vector<std::pair<std::uint32_t, std::uint64_t>> suspects_;  // copies it may have pulled, ids
   std::uint64_t timer_ = 0;
   std::int64_t idle_delay_ns_ = 0;
 };

@@ -27,7 +27,7 @@ class PoolServer : public EventHandler {
                     {.ready = [this](WorkerProcess& worker) { worker_ready(worker); },
                      .ended = [this](WorkerProcess& worker) { worker_ended(worker); },
                      .all_ended = [this] { loop_.stop(); }}),
-        dispatcher_(loop_, options.workers, *options.policy),
+        dispatcher_(loop_, options.workers, *options.policy, facts_.shared_channel),
         signals_(loop_, {SIGTERM, SIGINT, SIGUSR1}, [this](int number) { on_signal(number); }) {}
 
   int run() {
@@ -151,7 +151,8 @@ class PoolServer : public EventHandler {
     acceptor.active = 0;  // they are the workers', or in the hand-off
     acceptor.redelivered = dispatched.redelivered;
     acceptor.shed += dispatched.shed;
-    acceptor.lost = dispatched.abandoned;
+    for (const auto& [error, count] : dispatched.errors) acceptor.errors[error] += count;
+    acceptor.lost = dispatched.abandoned + dispatched.lost;
     rusage usage{};
     ::getrusage(RUSAGE_SELF, &usage);
     acceptor.add(usage, counters().at_ready);

@@ -36,7 +36,7 @@ class Supervisor::ExitWatch : public EventHandler {
   int pidfd_;
 };
 
-/// Waits for the worker's word that it is ready.
+/// Waits for the worker's word that it is ready (or for its end, which the pidfd tells as well).
 class Supervisor::ControlWatch : public EventHandler {
  public:
   ControlWatch(Supervisor& supervisor, std::size_t slot, int control)
@@ -114,15 +114,17 @@ void Supervisor::spawn(std::size_t index) {
   auto [ours, theirs] = unix_pair(SOCK_SEQPACKET);
   std::vector<int> keep = link->worker_descriptors();
   keep.push_back(theirs.get());
+  const pid_t acceptor = ::getpid();
   worker->child = ChildProcess::fork(
       [&] {
         return run_worker_process(*options_.loop, link->worker_end(), facts.kernel_dispatches,
                                   options_.worker, worker->counters(), active_.all(), index,
-                                  std::move(theirs));
+                                  std::move(theirs), acceptor);
       },
-      keep, 0);
+      keep, 0, facts.shared_table ? Table::shared : Table::own);
+  link->leave_to_worker(std::move(theirs));
   worker->control = std::move(ours);
-  worker->sink = link->acceptor_end();
+  worker->sink = link->acceptor_end(worker->child.pidfd());
 
   slot.worker = std::move(worker);
   slot.exit_watch = std::make_unique<ExitWatch>(*this, index, slot.worker->child.pidfd());

@@ -28,7 +28,7 @@ struct ConnectionTag {
   std::uint64_t id = 0;          ///< Unique within a run of the server.
   std::int64_t accepted_ns = 0;  ///< monotonic_ns() when it was accepted.
   std::uint32_t attempt = 0;     ///< 0 the first time; counts up when it is handed over again.
-  std::uint32_t reserved = 0;    ///< Keeps the frame free of padding.
+  std::uint32_t copy = 0;        ///< The acceptor's number for the copy that it keeps.
 };
 
 /// A connection on its way out; the descriptor stays the caller's.
@@ -53,12 +53,14 @@ enum class Channel : std::uint8_t {
 struct SendResult {
   std::size_t taken = 0;  ///< The first `taken` of the batch are on their way; the rest are not.
   Channel state = Channel::more;
+  int error = 0;  ///< When starved: the errno.
 };
 
 /// What one call of receive() did. A connection counts exactly once among the first three.
 struct ReceiveResult {
   std::size_t received = 0;  ///< The first `received` of the batch are filled in.
-  std::size_t refused = 0;   ///< Arrived as a message, but this process had no descriptor free: the
+  std::size_t refused = 0;   ///< The next `refused` of the batch have a tag and no descriptor: they
+                             ///< arrived as a message when this process had no number free. The
                              ///< acceptor still has its copy and hands it to somebody else.
   std::size_t shed = 0;      ///< Accepted here and closed at once for lack of a descriptor.
   int error = 0;             ///< An errno worth counting; the state says whether to go on.
@@ -75,6 +77,18 @@ class ConnectionSink {
   virtual SendResult send(std::span<const Handover> batch) = 0;
   /// Becomes writable when a full channel has room again; -1 when only time can tell.
   [[nodiscard]] virtual int writable_fd() const = 0;
+
+  /// For a method whose acceptor must answer its worker: a descriptor that is readable when attend()
+  /// has something to do, or -1. It is asked for once the worker has said that it is ready.
+  [[nodiscard]] virtual int attention_fd() { return -1; }
+  virtual void attend() {}
+
+  /// The connection was taken by send(), and its worker ended without it: makes the acceptor's copy
+  /// fit to be handed over again. False when that cannot be done: the connection is lost.
+  [[nodiscard]] virtual bool take_back(const Handover&) { return true; }
+
+  /// For a channel that several workers pull from: true when all that was sent has been pulled.
+  [[nodiscard]] virtual bool drained() const { return false; }
 };
 
 /// Slots that receive() needs: the most that one message brings (SCM_RIGHTS: 253), rounded up.
@@ -92,6 +106,8 @@ class ConnectionSource {
   virtual ReceiveResult receive(std::span<Received> batch) = 0;
   /// True when several workers wait on the same open file and only one should wake up.
   [[nodiscard]] virtual bool exclusive_wake_up() const { return false; }
+  /// How many connections this worker has open by now: for a kernel that dispatches by load.
+  virtual void report_load(std::uint64_t /*connections*/) {}
 };
 
 /// What a method gets to open a link with.
@@ -105,14 +121,21 @@ struct LinkRequest {
 
 /// One worker's way in, made before the fork. Afterwards the acceptor calls acceptor_end() and the
 /// worker calls worker_end(), each at most once. Destroying it gives up what has not been taken.
+/// A sink may outlive its worker; it must then say closed, and it gives up what is in flight when it
+/// is destroyed.
 class Link {
  public:
   virtual ~Link() = default;
-  /// The acceptor's end; closes the worker's. Null when the kernel hands over.
-  virtual std::unique_ptr<ConnectionSink> acceptor_end() = 0;
+  /// The acceptor's end; closes the worker's. Null when the kernel hands over. `worker_pidfd` is
+  /// lent for as long as the sink lives.
+  virtual std::unique_ptr<ConnectionSink> acceptor_end(int worker_pidfd) = 0;
   virtual std::unique_ptr<ConnectionSource> worker_end() = 0;
   /// The descriptors that the worker needs; the fork closes all others.
   [[nodiscard]] virtual std::vector<int> worker_descriptors() const = 0;
+
+  /// After the fork: a descriptor that only the worker goes on to use. Closes the acceptor's, unless
+  /// that is the worker's too.
+  virtual void leave_to_worker(OwnedFd) {}
 };
 
 /// Whether a method works here; found by trying it, never by reading a version.
@@ -141,6 +164,8 @@ struct MethodFacts {
   std::string_view isolation;      ///< Who can harm whom.
   std::string_view after_death;    ///< What a worker's death leaves behind.
   bool kernel_dispatches = false;  ///< Without a sink: the workers accept for themselves.
+  bool shared_channel = false;     ///< All sinks lead to one channel from which the workers pull.
+  bool shared_table = false;  ///< Workers have the acceptor's descriptor table (Table::shared).
   /// Descriptors that the sink needs, beside the acceptor's copy, for each connection in flight.
   std::size_t descriptors_in_flight = 0;
   bool listener_per_worker = false;  ///< Each worker has its own listener (SO_REUSEPORT).

@@ -127,7 +127,7 @@ class ListenerLink : public Link {
   ListenerLink(OwnedFd listener, const LinkRequest& request, bool exclusive)
       : listener_(std::move(listener)), request_(request), exclusive_(exclusive) {}
 
-  std::unique_ptr<ConnectionSink> acceptor_end() override {
+  std::unique_ptr<ConnectionSink> acceptor_end(int /*worker_pidfd*/) override {
     listener_.reset();
     return nullptr;
   }

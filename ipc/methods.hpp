@@ -10,6 +10,7 @@ MethodEntry scm_seqpacket();
 MethodEntry scm_dgram();
 MethodEntry queue_python3();
 MethodEntry pidfd_ring();
+MethodEntry shared_table();
 MethodEntry reuseport();
 MethodEntry inherited_listener();
 

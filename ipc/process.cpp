@@ -1,5 +1,7 @@
 #include "ipc/process.hpp"
 
+#include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -52,7 +54,7 @@ void ChildProcess::kill_and_reap() noexcept {
 namespace {
 
 [[noreturn]] void run_child(const std::function<int()>& body, std::span<const int> keep,
-                            int parent_death_signal, pid_t parent) {
+                            int parent_death_signal, pid_t parent, Table table) {
   int code = 1;
   try {
     if (parent_death_signal != 0) {
@@ -61,7 +63,7 @@ namespace {
       // The parent may have died before the request was in place; then no signal would come.
       if (::getppid() != parent) ::_exit(1);
     }
-    close_other_descriptors(keep);
+    if (table == Table::own) close_other_descriptors(keep);
     code = body();
   } catch (const std::exception& error) {
     fmt::print(stderr, "process {}: {}\n", ::getpid(), error.what());
@@ -74,14 +76,18 @@ namespace {
 }  // namespace
 
 pid_t fork_process(const std::function<int()>& body, std::span<const int> keep,
-                   int parent_death_signal) {
+                   int parent_death_signal, Table table) {
   // What stands in stdio's buffers would otherwise be written twice.
   std::fflush(stdout);
   std::fflush(stderr);
   const pid_t parent = ::getpid();
-  const pid_t pid =
-      checked([] { return ::fork(); }, "fork (limits: RLIMIT_NPROC, kernel.pid_max, pids cgroup)");
-  if (pid == 0) run_child(body, keep, parent_death_signal, parent);
+  // As fork(), with no stack of its own and no shared memory; glibc has no call for the flag alone.
+  const auto clone_with_table = [] {
+    return static_cast<pid_t>(::syscall(SYS_clone, CLONE_FILES | SIGCHLD, 0, 0, 0, 0));
+  };
+  const pid_t pid = checked([&] { return table == Table::own ? ::fork() : clone_with_table(); },
+                            "fork (limits: RLIMIT_NPROC, kernel.pid_max, pids cgroup)");
+  if (pid == 0) run_child(body, keep, parent_death_signal, parent, table);
   return pid;
 }
 
@@ -93,12 +99,11 @@ std::pair<pid_t, ChildExit> reap_any_child() {
 }
 
 ChildProcess ChildProcess::fork(const std::function<int()>& body, std::span<const int> keep,
-                                int parent_death_signal) {
-  const pid_t pid = fork_process(body, keep, parent_death_signal);
+                                int parent_death_signal, Table table) {
+  const pid_t pid = fork_process(body, keep, parent_death_signal, table);
   ChildProcess child(pid, OwnedFd());
   // Not reaped yet, so the number cannot have been reused.
-  child.pidfd_ = OwnedFd(static_cast<int>(
-      checked([&] { return ::syscall(SYS_pidfd_open, pid, 0); }, "pidfd_open {}", pid)));
+  child.pidfd_ = open_pidfd(pid);
   return child;
 }
 
@@ -115,8 +120,18 @@ ChildExit ChildProcess::wait() {
   ChildExit exit;
   checked([&] { return ::wait4(pid_, &exit.status, 0, &exit.usage); }, "wait4 {}", pid_);
   pid_ = 0;
-  pidfd_.reset();
   return exit;
+}
+
+bool has_ended(int pidfd) {
+  pollfd entry{pidfd, POLLIN, 0};
+  return ::poll(&entry, 1, 0) == 1;
+}
+
+OwnedFd open_pidfd(pid_t pid) {
+  const auto fd = static_cast<int>(::syscall(SYS_pidfd_open, pid, 0));
+  if (fd < 0 && errno != ESRCH) throw_system_error(errno, "pidfd_open {}", pid);
+  return OwnedFd(fd);
 }
 
 void close_other_descriptors(std::span<const int> keep) {

@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 #include <sys/types.h>
 
+#include <cstdint>
 #include <functional>
 #include <span>
 #include <string>
@@ -23,6 +24,11 @@ struct ChildExit {
   [[nodiscard]] std::string text() const;
 };
 
+/// Whether a child has a descriptor table of its own, or the parent's (clone(2), CLONE_FILES): then
+/// what either opens or closes is open or closed for both, `keep` has no meaning, and the caller must
+/// have no other thread.
+enum class Table : std::uint8_t { own, shared };
+
 /// Forks. The child keeps descriptors 0 to 2 and those in `keep`, closes every other one, runs
 /// `body`, and leaves by _exit with what it returned: no destructor, no atexit handler and no
 /// buffer of the parent runs in it. An exception in `body` is printed as one line and gives exit
@@ -30,7 +36,7 @@ struct ChildExit {
 /// none; prctl(2), PR_SET_PDEATHSIG). The caller reaps the child. Throws SystemError when the
 /// kernel refuses the process (EAGAIN: RLIMIT_NPROC or pids cgroup).
 [[nodiscard]] pid_t fork_process(const std::function<int()>& body, std::span<const int> keep,
-                                 int parent_death_signal);
+                                 int parent_death_signal, Table table = Table::own);
 
 /// Reaps one child that has ended, whichever; does not wait. The pid is 0 when there is none.
 [[nodiscard]] std::pair<pid_t, ChildExit> reap_any_child();
@@ -48,10 +54,11 @@ class ChildProcess {
 
   /// As fork_process().
   static ChildProcess fork(const std::function<int()>& body, std::span<const int> keep,
-                           int parent_death_signal);
+                           int parent_death_signal, Table table = Table::own);
 
   [[nodiscard]] pid_t pid() const { return pid_; }
-  /// Readable once the child has ended. Owned here; -1 when there is no child.
+  /// Readable once the child has ended, and open until this object goes. Owned here; -1 when there was
+  /// no child.
   [[nodiscard]] int pidfd() const { return pidfd_.get(); }
   [[nodiscard]] bool running() const { return pid_ > 0; }
 
@@ -67,6 +74,12 @@ class ChildProcess {
   pid_t pid_ = 0;
   OwnedFd pidfd_;
 };
+
+/// True once the process that a pidfd stands for has ended.
+[[nodiscard]] bool has_ended(int pidfd);
+
+/// A pidfd of a process; empty when it has ended and been reaped.
+[[nodiscard]] OwnedFd open_pidfd(pid_t pid);
 
 /// Closes every descriptor from 3 up but those in `keep` (close_range(2)).
 void close_other_descriptors(std::span<const int> keep);

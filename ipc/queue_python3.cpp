@@ -199,7 +199,10 @@ class QueueSource : public ConnectionSource {
     if (const Channel state = read_ticket(ticket); state != Channel::more) return {.state = state};
     try {
       OwnedFd fd = fetch(ticket.key);
-      if (!fd) return {.refused = 1, .error = EMFILE};
+      if (!fd) {
+        batch[0].tag = ticket.tag;
+        return {.refused = 1, .error = EMFILE};
+      }
       look_up_family(fd.get());
       batch[0] = {std::move(fd), ticket.tag};
       return {.received = 1};
@@ -276,7 +279,7 @@ class QueueLink : public Link {
     path_ = duplicate(sharer_->path_descriptor());
   }
 
-  std::unique_ptr<ConnectionSink> acceptor_end() override {
+  std::unique_ptr<ConnectionSink> acceptor_end(int /*worker_pidfd*/) override {
     reader_.reset();
     path_.reset();
     return std::make_unique<QueueSink>(sharer_, locks_, std::move(writer_));

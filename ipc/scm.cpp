@@ -119,6 +119,7 @@ ReceiveResult receive_frame(int socket, std::span<Received> batch, bool datagram
     // At this process's descriptor limit the kernel installs what it can and drops the rest
     // (net/core/scm.c, scm_detach_fds). Part of a frame is worth nothing: the acceptor has copies.
     drop_all();
+    for (std::size_t i = 0; i < frame.count; ++i) batch[i].tag = frame.tags[i];
     return {.refused = frame.count, .error = EMFILE};
   }
   if (descriptors != frame.count) {
@@ -141,7 +142,10 @@ class ScmSink : public ConnectionSink {
     while (result.taken < batch.size()) {
       const auto part = batch.subspan(result.taken, std::min(batch_, batch.size() - result.taken));
       result.state = send_frame(socket_.get(), part);
-      if (result.state != Channel::more) break;
+      if (result.state != Channel::more) {
+        result.error = result.state == Channel::starved ? errno : 0;
+        break;
+      }
       result.taken += part.size();
     }
     return result;
@@ -172,7 +176,7 @@ class ScmLink : public Link {
   ScmLink(int type, std::size_t batch)
       : ends_(unix_pair(type)), datagram_(type == SOCK_DGRAM), batch_(batch) {}
 
-  std::unique_ptr<ConnectionSink> acceptor_end() override {
+  std::unique_ptr<ConnectionSink> acceptor_end(int /*worker_pidfd*/) override {
     ends_.second.reset();
     return std::make_unique<ScmSink>(std::move(ends_.first), batch_);
   }

@@ -28,7 +28,7 @@ struct ScmFrame {
 };
 
 /// Sends one message with all of `batch` (1 to 253). Returns more, would_block, starved
-/// (ETOOMANYREFS: too many descriptors in flight for this user; ENOBUFS) or closed.
+/// (ETOOMANYREFS: too many descriptors in flight for this user; ENOBUFS; errno says which) or closed.
 [[nodiscard]] Channel send_frame(int socket, std::span<const Handover> batch);
 
 /// Receives at most one message into a prefix of `batch`, which has `receive_room`.

@@ -47,9 +47,9 @@ void EventLoop::cancel(std::uint64_t timer) {
 }
 
 void EventLoop::run() {
-  stopping_ = false;
-  end_turn();
+  if (!stopping_) end_turn();
   while (!stopping_) turn();
+  stopping_ = false;
 }
 
 int EventLoop::timeout_ms() const {

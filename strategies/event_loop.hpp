@@ -44,7 +44,7 @@ class EventLoop {
   [[nodiscard]] std::int64_t now_ns() const { return now_ns_; }
   [[nodiscard]] const PollerEntry& poller() const { return entry_; }
 
-  /// Turns until stop(). An exception of a handler passes through.
+  /// Turns until stop(), which may have been called before. An exception of a handler passes through.
   void run();
   /// Ends the turn at once, and with it what else was ready in it: edges that have been reported
   /// are not reported again.

@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 
 #include <array>
+#include <chrono>
 #include <filesystem>
 #include <functional>
 #include <string>
@@ -13,6 +14,7 @@
 
 #include "ipc/handoff.hpp"
 #include "ipc/process.hpp"
+#include "ipc/registry.hpp"
 #include "ipc/socket.hpp"
 #include "ipc/syscall.hpp"
 
@@ -84,8 +86,8 @@ class LinkedWorker {
  public:
   using Body = std::function<int(ConnectionSource& source, int control)>;
 
-  LinkedWorker(HandoffMethod& method, const LinkRequest& request, const Body& body) {
-    const auto link = method.open(request);
+  LinkedWorker(const ConfiguredMethod& method, const LinkRequest& request, const Body& body) {
+    const auto link = method.method->open(request);
     auto [ours, theirs] = unix_pair(SOCK_SEQPACKET);
     std::vector<int> keep = link->worker_descriptors();
     keep.push_back(theirs.get());
@@ -94,10 +96,18 @@ class LinkedWorker {
           const auto source = link->worker_end();
           return body(*source, theirs.get());
         },
-        keep, SIGKILL);
+        keep, SIGKILL, method.entry->shared_table ? Table::shared : Table::own);
+    link->leave_to_worker(std::move(theirs));
     control_ = std::move(ours);
-    sink_ = link->acceptor_end();
+    sink_ = link->acceptor_end(child_.pidfd());
   }
+  ~LinkedWorker() {
+    // As in the server: the sink outlives its worker.
+    child_.signal(SIGKILL);
+    (void)exit_code();
+  }
+  LinkedWorker(const LinkedWorker&) = delete;
+  LinkedWorker& operator=(const LinkedWorker&) = delete;
 
   [[nodiscard]] ConnectionSink& sink() { return *sink_; }
   [[nodiscard]] bool has_sink() const { return sink_ != nullptr; }
@@ -108,16 +118,32 @@ class LinkedWorker {
   /// The child's next byte; 0 when it ended or the patience did.
   char hear() {
     char what = 0;
-    if (!wait_readable(control_.get()) || ::recv(control_.get(), &what, 1, 0) != 1) return 0;
+    if (!wait_attending(control_.get()) || ::recv(control_.get(), &what, 1, 0) != 1) return 0;
     return what;
   }
   [[nodiscard]] int exit_code() {
-    if (!wait_readable(child_.pidfd())) return -1;
+    if (!child_.running() || !wait_attending(child_.pidfd())) return -1;
     const ChildExit exit = child_.wait();
     return WIFEXITED(exit.status) ? WEXITSTATUS(exit.status) : 128 + WTERMSIG(exit.status);
   }
 
+  /// Waits as wait_readable() and does meanwhile what the sink must do, as the acceptor's loop would.
+  bool wait_attending(int fd, int most_ms = patience_ms, short events = POLLIN) {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(most_ms);
+    while (true) {
+      const int attention = sink_ ? sink_->attention_fd() : -1;
+      std::array<pollfd, 2> entries{{{fd, events, 0}, {attention, POLLIN, 0}}};
+      const auto left =
+          std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
+      if (left.count() < 0) return false;
+      if (::poll(entries.data(), entries.size(), static_cast<int>(left.count())) < 0) continue;
+      if (entries[1].revents != 0) sink_->attend();
+      if (entries[0].revents != 0) return true;
+    }
+  }
+
  private:
+  // The sink borrows the child's pidfd.
   ChildProcess child_;
   OwnedFd control_;
   std::unique_ptr<ConnectionSink> sink_;

@@ -6,7 +6,6 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "acceptor/dispatch_policy.hpp"
 #include "ipc/latency_histogram.hpp"
 #include "ipc/listener_source.hpp"
 #include "ipc/registry.hpp"
@@ -210,34 +209,6 @@ TEST(ScmFrames, GarbageIsRefusedAndNothingOfItIsKept) {
   ASSERT_GT(::sendmsg(ours.get(), &message, 0), 0);
   EXPECT_THROW((void)receive_frame(theirs.get(), batch, false), std::runtime_error);
   EXPECT_EQ(open_descriptors(), before);
-}
-
-TEST(DispatchPolicies, ChooseOnlyEligibleWorkersAndSayWhenThereIsNone) {
-  for (const PolicyEntry& entry : dispatch_policies()) {
-    const auto policy = entry.make();
-    std::array<WorkerLoad, 3> loads{{{true, 0}, {false, 0}, {true, 0}}};
-    for (int i = 0; i < 20; ++i) {
-      const int chosen = policy->choose(loads);
-      ASSERT_TRUE(chosen == 0 || chosen == 2) << entry.name;
-    }
-    loads = {};
-    EXPECT_EQ(policy->choose(loads), -1) << entry.name;
-  }
-}
-
-TEST(DispatchPolicies, RoundRobinGoesRoundAndLeastConnectionsGoesToTheLeast) {
-  std::array<WorkerLoad, 3> loads{{{true, 5}, {true, 1}, {true, 9}}};
-  const auto least = find_dispatch_policy("least-connections").make();
-  EXPECT_EQ(least->choose(loads), 1);
-  const auto round = find_dispatch_policy("round-robin").make();
-  std::array<int, 3> hits{};
-  for (int i = 0; i < 30; ++i) ++hits[static_cast<std::size_t>(round->choose(loads))];
-  EXPECT_EQ(hits, (std::array<int, 3>{10, 10, 10}));
-  // Equal loads are spread.
-  loads = {{{true, 0}, {true, 0}, {true, 0}}};
-  hits = {};
-  for (int i = 0; i < 30; ++i) ++hits[static_cast<std::size_t>(least->choose(loads))];
-  EXPECT_EQ(hits, (std::array<int, 3>{10, 10, 10}));
 }
 
 }  // namespace

@@ -49,6 +49,9 @@ class ErrorTally {
 /// The most connections that may be on their way to one worker.
 inline constexpr std::size_t max_outstanding = 1024;
 
+/// In consumed_copies: the connection was refused.
+inline constexpr std::uint64_t refused_flag = std::uint64_t{1} << 32;
+
 /// The counters of one process; a replaced worker gets new ones.
 struct alignas(64) ProcessCounters {
   // Connections. `consumed` counts what came out of the source, in order, and is what lets the
@@ -71,8 +74,10 @@ struct alignas(64) ProcessCounters {
   ErrorTally errors;
   LatencyHistogram hand_off;  ///< accept to usable in the worker
 
-  /// The sequence numbers of refused connections; `refused` of them have been written.
-  std::array<Counter, max_outstanding> refused_sequences;
+  /// ConnectionTag::copy of the n-th connection consumed, at n modulo the size.
+  std::array<Counter, max_outstanding> consumed_copies;
+  /// Counts when the worker begins to receive and when what came has been counted: odd in between.
+  Counter receive_steps;
 
   rusage at_ready{};  ///< What the process had used up when it was ready to serve.
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "ipc/process.hpp"
 #include "ipc/syscall.hpp"
 
 namespace c10k {
@@ -62,6 +63,7 @@ void Worker::take_batch() {
   const std::size_t room_now = room();
   // At --max-connections the rest stays in the kernel's queue, as HAProxy's maxconn does it.
   if (room_now == 0) return pause();
+  counters_.receive_steps.add();
   const ReceiveResult result = source_->receive({batch_.data(), room_now});
   if (result.error != 0) counters_.errors.add(result.error);
 
@@ -72,14 +74,15 @@ void Worker::take_batch() {
     if (result.queue_length > counters_.queue_peak.get())
       counters_.queue_peak.set(result.queue_length);
   } else {
-    // First what was refused, then the count that makes the acceptor look: its copies of those
+    // First which they are, then the count that makes the acceptor look: its copies of those
     // received are closed from now on, and not one byte has been read before.
     const std::uint64_t first = counters_.consumed.get() + 1;
-    for (std::size_t i = 0; i < result.refused; ++i) {
-      counters_.refused_sequences[counters_.refused.get() % max_outstanding].set(
-          first + result.received + i);
-      counters_.refused.add();
+    for (std::size_t i = 0; i < result.received + result.refused; ++i) {
+      const bool refused = i >= result.received;
+      counters_.consumed_copies[(first + i) % max_outstanding].set(batch_[i].tag.copy |
+                                                                   (refused ? refused_flag : 0));
     }
+    counters_.refused.add(result.refused);
     const std::int64_t now = result.received != 0 ? monotonic_ns() : 0;
     for (std::size_t i = 0; i < result.received; ++i) {
       counters_.hand_off.add(now - batch_[i].tag.accepted_ns);
@@ -91,7 +94,8 @@ void Worker::take_batch() {
   for (std::size_t i = 0; i < result.received; ++i) {
     service_.serve(std::move(batch_[i]), sequence == 0 ? 0 : sequence + i);
   }
-  active_[slot_].set(service_.active());
+  counters_.receive_steps.add();
+  report_active();
   if (result.refused != 0 || result.state == Channel::starved) pause();
   if (result.state == Channel::closed) drain();
 }
@@ -110,8 +114,13 @@ void Worker::stop_taking() {
   loop_.forget(source_->fd(), Removal::still_open);
 }
 
-void Worker::count_closed() {
+void Worker::report_active() {
   active_[slot_].set(service_.active());
+  if (source_) source_->report_load(service_.active());
+}
+
+void Worker::count_closed() {
+  report_active();
   if (draining_ && service_.active() == 0) loop_.stop();
 }
 
@@ -143,37 +152,41 @@ void Worker::end_drain() {
 
 namespace {
 
-/// Sees the acceptor go away.
+/// Sees the acceptor end. (By its pidfd: a socket's other end says nothing as long as any process holds
+/// it, and where all share one table, all do.)
 class AcceptorWatch : public EventHandler {
  public:
-  AcceptorWatch(Worker& worker, int control) : worker_(worker), control_(control) {
-    worker_.loop().watch(control_, {.read = true, .level = true}, *this);
+  AcceptorWatch(Worker& worker, pid_t acceptor) : worker_(worker), pidfd_(open_pidfd(acceptor)) {
+    if (pidfd_ && ::getppid() == acceptor) {
+      worker_.loop().watch(pidfd_.get(), {.read = true, .level = true}, *this);
+    } else {
+      worker_.drain();  // it has ended already
+    }
   }
   void on_ready(Readiness) override {
-    char byte;
-    if (::recv(control_, &byte, 1, MSG_DONTWAIT) != 0) return;
-    worker_.loop().forget(control_, Removal::closing);
+    worker_.loop().forget(pidfd_.get(), Removal::still_open);
     worker_.drain();
   }
 
  private:
   Worker& worker_;
-  int control_;
+  OwnedFd pidfd_;
 };
 
 }  // namespace
 
 int run_worker_process(const PollerEntry& poller, std::unique_ptr<ConnectionSource> source,
                        bool accepts, const WorkerOptions& options, ProcessCounters& counters,
-                       ActiveCounts active, std::size_t slot, OwnedFd control) {
+                       ActiveCounts active, std::size_t slot, OwnedFd control, pid_t acceptor) {
   Worker worker(poller, std::move(source), accepts, options, counters, active, slot);
   // SIGINT stays blocked, as inherited: a terminal sends it to the whole group, and the acceptor
   // says when to drain.
   const SignalWatch signals(worker.loop(), {SIGTERM, SIGQUIT}, [&](int number) {
     return number == SIGQUIT ? worker.end_drain() : worker.drain();
   });
-  const AcceptorWatch acceptor(worker, control.get());
+  const AcceptorWatch watch(worker, acceptor);
   checked([&] { return ::send(control.get(), "r", 1, MSG_NOSIGNAL); }, "send to the acceptor");
+  control.reset();
   worker.run();
   return 0;
 }

@@ -53,6 +53,7 @@ class Worker : public EventHandler {
   [[nodiscard]] Interest source_interest(bool read) const;
   void stop_taking();
   void count_closed();
+  void report_active();
 
   WorkerOptions options_;
   ProcessCounters& counters_;
@@ -68,10 +69,10 @@ class Worker : public EventHandler {
 };
 
 /// The body of a worker process of a pool: tells `control` that it is ready (one byte), serves, and
-/// drains on SIGTERM or when the acceptor's end of `control` closes, and ends at once on SIGQUIT (a second
+/// drains on SIGTERM or when the process `acceptor` has ended, and ends at once on SIGQUIT (a second
 /// SIGTERM could merge with the first). Returns the exit code.
 int run_worker_process(const PollerEntry& poller, std::unique_ptr<ConnectionSource> source,
                        bool accepts, const WorkerOptions& options, ProcessCounters& counters,
-                       ActiveCounts active, std::size_t slot, OwnedFd control);
+                       ActiveCounts active, std::size_t slot, OwnedFd control, pid_t acceptor);
 
 }  // namespace c10k
