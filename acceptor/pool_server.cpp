@@ -2,8 +2,10 @@
 #include <signal.h>
 
 #include <array>
+#include <utility>
 
 #include "acceptor/dispatcher.hpp"
+#include "acceptor/first_byte_gate.hpp"
 #include "acceptor/server_run.hpp"
 #include "ipc/listener_source.hpp"
 #include "ipc/syscall.hpp"
@@ -28,13 +30,19 @@ class PoolServer : public EventHandler {
                      .ended = [this](WorkerProcess& worker) { worker_ended(worker); },
                      .all_ended = [this] { loop_.stop(); }}),
         dispatcher_(loop_, options.workers, *options.policy, facts_.shared_channel),
+        gate_(loop_, options.worker.echo.idle_timeout_ns,
+              {.pass = [this](Received connection) { pass(std::move(connection)); },
+               .timed_out = [this](Received) { count_timed_out(); }}),
         signals_(loop_, {SIGTERM, SIGINT, SIGUSR1}, [this](int number) { on_signal(number); }) {}
 
   int run() {
     // Before a timer or thread of this process exists, so that the children inherit as little as
     // can be.
     supervisor_.start();
-    loop_.at_end_of_turn([this] { dispatcher_.collect(); });
+    loop_.at_end_of_turn([this] {
+      if (std::exchange(passed_, false)) dispatcher_.flush();
+      dispatcher_.collect();
+    });
     loop_.run();
     if (announced_) frame_.write_report();
     return 0;
@@ -63,12 +71,24 @@ class PoolServer : public EventHandler {
     dispatcher_.worker_ended(worker);
   }
 
+  void pass(Received connection) {
+    dispatcher_.add(std::move(connection));
+    passed_ = true;
+  }
+
+  /// It ends here, having been served nothing: as a worker counts a silent client.
+  void count_timed_out() {
+    counters().finished.add();
+    counters().closed_idle.add();
+  }
+
   std::size_t room() const {
     if (dispatcher_.congested()) return 0;
     const auto left = [](std::size_t most, std::size_t now) { return most > now ? most - now : 0; };
-    const std::size_t fit = left(options_.most_in_hand_off, dispatcher_.in_hand_off());
+    const std::size_t fit =
+        left(options_.most_in_hand_off, dispatcher_.in_hand_off() + gate_.size());
     const std::size_t most = options_.worker.max_connections;
-    const std::size_t allowed = most == 0 ? fit : left(most, dispatcher_.open());
+    const std::size_t allowed = most == 0 ? fit : left(most, dispatcher_.open() + gate_.size());
     return std::min({batch_.size(), fit, allowed});
   }
 
@@ -82,7 +102,13 @@ class PoolServer : public EventHandler {
       counters().queue_peak.set(result.queue_length);
     counters().accepted.add(result.received + result.shed);
     counters().shed.add(result.shed);
-    for (std::size_t i = 0; i < result.received; ++i) dispatcher_.add(std::move(batch_[i]));
+    for (std::size_t i = 0; i < result.received; ++i) {
+      if (options_.hand_off_at_first_byte && !draining_) {
+        gate_.hold(std::move(batch_[i]));
+      } else {
+        dispatcher_.add(std::move(batch_[i]));
+      }
+    }
     dispatcher_.flush();
     if (result.state == Channel::starved) pause();
     if (draining_ &&
@@ -119,6 +145,8 @@ class PoolServer : public EventHandler {
   void drain() {
     if (draining_) return give_up();
     draining_ = true;
+    gate_.open();
+    dispatcher_.flush();
     loop_.after(options_.worker.drain_timeout_ns, [this] { give_up(); });
     if (!accepting_) return stop_accepting();
     last_accept_ = counters().accepted.get() + accept_queue(frame_.listener()).length;
@@ -156,7 +184,7 @@ class PoolServer : public EventHandler {
     rusage usage{};
     ::getrusage(RUSAGE_SELF, &usage);
     acceptor.add(usage, counters().at_ready);
-    result.in_hand_off = dispatcher_.waiting();
+    result.in_hand_off = dispatcher_.waiting() + gate_.size();
     for (ProcessTotals& worker : supervisor_.totals()) {
       acceptor.handed += dispatched.handed[worker.slot];
       result.in_hand_off +=
@@ -176,11 +204,13 @@ class PoolServer : public EventHandler {
   AcceptQueueReader reader_;
   Supervisor supervisor_;
   Dispatcher dispatcher_;
+  FirstByteGate gate_;
   SignalWatch signals_;
   std::array<Received, receive_room> batch_;
   bool announced_ = false;
   bool accepting_ = false;
   bool paused_ = false;
+  bool passed_ = false;  // in this turn, something came through the gate
   bool draining_ = false;
   std::uint64_t last_accept_ = 0;  // draining: how many will have been accepted in all
 };

@@ -38,9 +38,10 @@ po::options_description describe() {
       "workers", optional("N"), "pool: worker processes (default: one per core)")(
       "dispatch", optional("POLICY"),
       fmt::format("pool: {} (default round-robin)", choice_of(dispatch_policies())).c_str())(
-      "hand-off-at", optional("WHEN"), "pool: accept (the moment it is accepted)")(
-      "backlog", text("N", "4096"),
-      "length of the accept queue; the kernel cuts it to net.core.somaxconn")(
+      "hand-off-at", optional("WHEN"),
+      "pool: accept | first-byte (once it is readable, as the original experiment does) "
+      "(default accept)")("backlog", text("N", "4096"),
+                          "length of the accept queue; the kernel cuts it to net.core.somaxconn")(
       "accept-drain", text("all|one", "all"), "connections to accept a wake-up")(
       "max-connections", text("N", "0"),
       "open at once, the rest waits in the accept queue; 0: no limit (fork: what the machine "
@@ -98,16 +99,20 @@ std::optional<ServerOptions> parse_server_options(int argc, char** argv) {
     options.loop = &find_poller(or_default("loop", "epoll"));
     options.method = configure_handoff_method(or_default("ipc", "scm-seqpacket"));
     const MethodFacts& facts = *options.method.entry;
-    if (facts.kernel_dispatches && line->has("dispatch")) {
-      throw UsageError(fmt::format("--dispatch: with {} the kernel dispatches", facts.name));
-    }
+    if (line->has("dispatch") && facts.who_chooses() != nullptr)
+      throw UsageError(fmt::format("--dispatch: with {} {}", facts.name, facts.who_chooses()));
     const std::size_t cores = std::max(1U, std::thread::hardware_concurrency());
     options.workers =
         line->has("workers") ? static_cast<std::size_t>(line->integer("workers", 1, 1024)) : cores;
     processes += options.workers;
     options.policy = &find_dispatch_policy(or_default("dispatch", "round-robin"));
-    options.hand_off_at =
-        parse_choice("--hand-off-at", or_default("hand-off-at", "accept"), {"accept"});
+    options.hand_off_at_first_byte =
+        parse_choice("--hand-off-at", or_default("hand-off-at", "accept"),
+                     {"accept", "first-byte"}) == "first-byte";
+    if (options.hand_off_at_first_byte && facts.kernel_dispatches) {
+      throw UsageError(fmt::format(
+          "--hand-off-at first-byte: with {} the acceptor never has the connection", facts.name));
+    }
     options.listener.reuse_port = facts.listener_per_worker;
   } else if (options.strategy->name != "fork") {
     options.loop = &find_poller(options.strategy->name);
@@ -147,8 +152,10 @@ nlohmann::json ServerOptions::to_json() const {
   if (method.entry != nullptr) {
     json["ipc"] = method.resolved;
     json["workers"] = workers;
-    json["hand_off_at"] = hand_off_at;
-    json["dispatch"] = method.entry->kernel_dispatches ? "kernel" : policy->name;
+    json["hand_off_at"] = hand_off_at_first_byte ? "first-byte" : "accept";
+    json["dispatch"] = method.entry->kernel_dispatches ? "kernel"
+                       : method.entry->shared_channel  ? "workers"
+                                                       : policy->name;
   }
   return json;
 }

@@ -23,7 +23,7 @@ struct ServerOptions {
   ConfiguredMethod method;            ///< pool only
   std::size_t workers = 1;
   const PolicyEntry* policy = nullptr;
-  std::string hand_off_at = "accept";
+  bool hand_off_at_first_byte = false;  ///< Else the moment it is accepted.
   ListenOptions listener;
   bool accept_drain = true;
   std::size_t most_in_hand_off = 0;  ///< pool: what the descriptor limit leaves room for

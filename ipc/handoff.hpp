@@ -169,6 +169,13 @@ struct MethodFacts {
   /// Descriptors that the sink needs, beside the acceptor's copy, for each connection in flight.
   std::size_t descriptors_in_flight = 0;
   bool listener_per_worker = false;  ///< Each worker has its own listener (SO_REUSEPORT).
+
+  /// Who else than the acceptor chooses a connection's worker, in words; null when nobody does.
+  [[nodiscard]] const char* who_chooses() const {
+    return kernel_dispatches ? "the kernel dispatches"
+           : shared_channel  ? "the workers pull"
+                             : nullptr;
+  }
 };
 
 /// A line of the registry: the facts, and how to make the method from `name:key=value,...`.

@@ -8,8 +8,10 @@ namespace c10k {
 MethodEntry scm_stream();
 MethodEntry scm_seqpacket();
 MethodEntry scm_dgram();
+MethodEntry scm_shared();
 MethodEntry queue_python3();
 MethodEntry pidfd_ring();
+MethodEntry pidfd_mq();
 MethodEntry shared_table();
 MethodEntry reuseport();
 MethodEntry inherited_listener();

@@ -12,13 +12,11 @@
 //              has counted the connection, so the number cannot have been used again by then
 // Death        nothing: the ring goes with its last mapping, and it has one writer a side and no lock
 // Man pages    pidfd_getfd(2), pidfd_open(2), eventfd(2)
-#include <signal.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
 
+#include "ipc/foreign_table.hpp"
 #include "ipc/methods.hpp"
 #include "ipc/number_ring.hpp"
 #include "ipc/process.hpp"
@@ -56,44 +54,24 @@ class RingSink : public ConnectionSink {
 class RingSource : public ConnectionSource {
  public:
   RingSource(NumberRing ring, Bell bell, pid_t acceptor)
-      : ring_(std::move(ring)),
-        bell_(std::move(bell)),
-        acceptor_(acceptor),
-        pidfd_(open_pidfd(acceptor)) {}
+      : ring_(std::move(ring)), bell_(std::move(bell)), acceptors_(acceptor) {}
 
   [[nodiscard]] int fd() const override { return bell_.fd(); }
 
   ReceiveResult receive(std::span<Received> batch) override {
     ReceiveResult result;
     const std::size_t there = std::min(ring_.waiting(), batch.size());
-    while (result.received < there && result.refused == 0) {
-      const NumberedConnection& next = ring_.peek(result.received);
-      const int fd = static_cast<int>(::syscall(SYS_pidfd_getfd, pidfd_.get(), next.number, 0));
-      batch[result.received].tag = next.tag;
-      if (fd >= 0) {
-        batch[result.received++].fd = OwnedFd(fd);
-        continue;
-      }
-      result.error = errno;
-      if (errno == ESRCH || !pidfd_) {  // the acceptor has died
-        result.state = Channel::closed;
-        return result;
-      }
-      if (errno != EMFILE && errno != ENFILE) {
-        throw_system_error(errno, "pidfd_getfd {} of process {}", next.number, acceptor_);
-      }
-      result.refused = 1;
+    while (result.received < there && acceptors_.take(ring_.peek(result.received), batch, result)) {
     }
     ring_.advance(result.received + result.refused);
-    result.state = sleep_on(ring_, bell_);
+    if (result.state == Channel::more) result.state = sleep_on(ring_, bell_);
     return result;
   }
 
  private:
   NumberRing ring_;
   Bell bell_;
-  pid_t acceptor_;
-  OwnedFd pidfd_;
+  ForeignTable acceptors_;
 };
 
 class RingLink : public Link {
@@ -114,28 +92,7 @@ class RingLink : public Link {
 
 class PidfdRing : public HandoffMethod {
  public:
-  /// A child tries it on this process, as a worker would.
-  [[nodiscard]] Support probe() override {
-    try {
-      const pid_t parent = ::getpid();
-      const int number = 2;
-      const auto attempt = [&] {
-        const int pidfd = static_cast<int>(::syscall(SYS_pidfd_open, parent, 0));
-        if (pidfd < 0) return errno;
-        return ::syscall(SYS_pidfd_getfd, pidfd, number, 0) < 0 ? errno : 0;
-      };
-      const int error = WEXITSTATUS(ChildProcess::fork(attempt, {}, SIGKILL).wait().status);
-      if (error == 0) return {};
-      const char* remedy = error == ENOSYS ? "it needs Linux 5.6"
-                           : error == EPERM
-                               ? "it needs the rights of ptrace: run as root, or allow it"
-                               : "no descriptor can be taken from the acceptor";
-      return {false, fmt::format("pidfd_getfd: {}; {}", ::strerror(error), remedy)};
-    } catch (const std::exception& error) {
-      return {false, error.what()};
-    }
-  }
-
+  [[nodiscard]] Support probe() override { return ForeignTable::probe(); }
   std::unique_ptr<Link> open(const LinkRequest&) override { return std::make_unique<RingLink>(); }
 };
 

@@ -1,5 +1,7 @@
 #include "ipc/scm.hpp"
 
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -9,6 +11,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "ipc/process.hpp"
 #include "ipc/syscall.hpp"
 
 namespace c10k {
@@ -135,7 +138,8 @@ namespace {
 
 class ScmSink : public ConnectionSink {
  public:
-  ScmSink(OwnedFd socket, std::size_t batch) : socket_(std::move(socket)), batch_(batch) {}
+  ScmSink(OwnedFd socket, std::size_t batch, int worker_pidfd)
+      : socket_(std::move(socket)), batch_(batch), worker_pidfd_(worker_pidfd) {}
 
   SendResult send(std::span<const Handover> batch) override {
     SendResult result;
@@ -148,41 +152,66 @@ class ScmSink : public ConnectionSink {
       }
       result.taken += part.size();
     }
+    // A shared channel does not end with its worker.
+    if (result.state == Channel::would_block && has_ended(worker_pidfd_))
+      result.state = Channel::closed;
     return result;
   }
   [[nodiscard]] int writable_fd() const override { return socket_.get(); }
+  [[nodiscard]] bool drained() const override {
+    int unread = 0;
+    checked([&] { return ::ioctl(socket_.get(), SIOCOUTQ, &unread); }, "ioctl {} SIOCOUTQ",
+            socket_.get());
+    return unread == 0;
+  }
 
  private:
   OwnedFd socket_;
   std::size_t batch_;
+  int worker_pidfd_;
 };
 
 class ScmSource : public ConnectionSource {
  public:
-  ScmSource(OwnedFd socket, bool datagram) : socket_(std::move(socket)), datagram_(datagram) {}
+  ScmSource(OwnedFd socket, bool datagram, bool exclusive)
+      : socket_(std::move(socket)), datagram_(datagram), exclusive_(exclusive) {}
 
   [[nodiscard]] int fd() const override { return socket_.get(); }
   ReceiveResult receive(std::span<Received> batch) override {
     return receive_frame(socket_.get(), batch, datagram_);
   }
+  [[nodiscard]] bool exclusive_wake_up() const override { return exclusive_; }
 
  private:
   OwnedFd socket_;
   bool datagram_;
+  bool exclusive_;
 };
+
+}  // namespace
+
+std::unique_ptr<ConnectionSink> make_scm_sink(OwnedFd socket, std::size_t batch, int worker_pidfd) {
+  return std::make_unique<ScmSink>(std::move(socket), batch, worker_pidfd);
+}
+
+std::unique_ptr<ConnectionSource> make_scm_source(OwnedFd socket, bool datagram, bool exclusive) {
+  return std::make_unique<ScmSource>(std::move(socket), datagram, exclusive);
+}
+
+namespace {
 
 class ScmLink : public Link {
  public:
   ScmLink(int type, std::size_t batch)
       : ends_(unix_pair(type)), datagram_(type == SOCK_DGRAM), batch_(batch) {}
 
-  std::unique_ptr<ConnectionSink> acceptor_end(int /*worker_pidfd*/) override {
+  std::unique_ptr<ConnectionSink> acceptor_end(int worker_pidfd) override {
     ends_.second.reset();
-    return std::make_unique<ScmSink>(std::move(ends_.first), batch_);
+    return make_scm_sink(std::move(ends_.first), batch_, worker_pidfd);
   }
   std::unique_ptr<ConnectionSource> worker_end() override {
     ends_.first.reset();
-    return std::make_unique<ScmSource>(std::move(ends_.second), datagram_);
+    return make_scm_source(std::move(ends_.second), datagram_, false);
   }
   [[nodiscard]] std::vector<int> worker_descriptors() const override {
     return {ends_.second.get()};

@@ -38,6 +38,12 @@ struct ScmFrame {
 /// process has no descriptor free keeps nothing and returns `refused`.
 [[nodiscard]] ReceiveResult receive_frame(int socket, std::span<Received> batch, bool datagram);
 
+/// The two ends over any socket that send_frame() can use. `worker_pidfd` is lent.
+[[nodiscard]] std::unique_ptr<ConnectionSink> make_scm_sink(OwnedFd socket, std::size_t batch,
+                                                            int worker_pidfd);
+[[nodiscard]] std::unique_ptr<ConnectionSource> make_scm_source(OwnedFd socket, bool datagram,
+                                                                bool exclusive);
+
 /// The link of a socket type; `batch` bounds the descriptors in a message.
 [[nodiscard]] std::unique_ptr<Link> open_scm_link(int socket_type, std::size_t batch);
 

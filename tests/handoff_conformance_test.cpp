@@ -241,6 +241,8 @@ TEST_P(HandoffMethods, UndeliveredConnectionsEndWithTheSink) {
   worker.child().signal(SIGKILL);
   EXPECT_EQ(worker.exit_code(), 128 + SIGKILL);
   worker.drop_sink();
+  // What a shared channel holds is not lost with one worker; it goes with the channel.
+  if (configured_.entry->shared_channel) configured_.method.reset();
   pair.accepted.reset();
   EXPECT_EQ(read_text(pair.client.get(), 1), "") << "someone still holds the connection";
 }
@@ -259,14 +261,16 @@ TEST_P(HandoffMethods, WorkerAtItsDescriptorLimitRefusesAndKeepsNothing) {
     std::size_t refused = 0;
     std::size_t received = 0;
     Slots slots;
+    std::vector<OwnedFd> held;
     while (refused + received < 8) {
       if (!wait_readable(source.fd())) return 1;
       const ReceiveResult result = source.receive(slots);
       if (result.state == Channel::closed) return 2;
       refused += result.refused;
       received += result.received;
-      for (std::size_t i = 0; i < result.received; ++i) slots[i].fd.reset();
+      for (std::size_t i = 0; i < result.received; ++i) held.push_back(std::move(slots[i].fd));
     }
+    held.clear();
     ::setrlimit(RLIMIT_NOFILE, &limit);
     if (open_descriptors() != before) return 3;
     if (refused == 0) return 4;
