@@ -191,6 +191,8 @@ class PoolServer : public EventHandler {
           dispatched.handed[worker.slot] - dispatched.taken_back[worker.slot] - worker.received;
       result.processes.push_back(std::move(worker));
     }
+    result.load_age = dispatched.load_age;
+    result.load_error_max = dispatched.load_error_max;
     result.worker_deaths = supervisor_.deaths();
     result.degraded = supervisor_.degraded();
     return result;

@@ -3,9 +3,13 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
+#include <functional>
+#include <numeric>
 #include <sstream>
 
 #include "ipc/command_line.hpp"
@@ -140,6 +144,27 @@ rusage usage_of(pid_t pid) {
   return usage;
 }
 
+namespace {
+
+/// How evenly something is spread over the workers: 1 and 0 when all have the same.
+nlohmann::json balance_of(const std::vector<ProcessTotals>& processes,
+                          const std::function<double(const ProcessTotals&)>& share) {
+  std::vector<double> shares;
+  for (const ProcessTotals& process : processes) {
+    if (process.role == "worker") shares.push_back(share(process));
+  }
+  const double mean =
+      std::accumulate(shares.begin(), shares.end(), 0.0) / static_cast<double>(shares.size());
+  if (shares.empty() || mean == 0) return nullptr;
+  double squares = 0;
+  for (const double value : shares) squares += (value - mean) * (value - mean);
+  const double deviation = std::sqrt(squares / static_cast<double>(shares.size()));
+  return {{"largest_to_mean", *std::max_element(shares.begin(), shares.end()) / mean},
+          {"coefficient_of_variation", deviation / mean}};
+}
+
+}  // namespace
+
 nlohmann::json ServerReport::to_json() const {
   ProcessTotals all;
   std::int64_t acceptor_cpu_us = 0;
@@ -159,31 +184,48 @@ nlohmann::json ServerReport::to_json() const {
   const std::uint64_t served = all.finished - all.finished_redelivered;
   const bool balanced = all.accepted == served + all.finished_redelivered + all.shed + all.lost +
                                             all.active + in_hand_off;
-  return {{"schema", "c10k-server-report/1"},
-          {"version", project_version()},
-          {"pid", ::getpid()},
-          {"options", options},
-          {"uptime_s", uptime_s},
-          {"listener",
-           {{"address", address},
-            {"queue_limit", queue.limit},
-            {"queue_length", queue.length},
-            {"queue_peak", all.queue_peak},
-            {"listen_overflows", drops.overflows},
-            {"listen_drops", drops.drops}}},
-          {"processes", std::move(rows)},
-          {"totals", std::move(totals)},
-          {"books",
-           {{"accepted", all.accepted},
-            {"served", served},
-            {"redelivered_and_served", all.finished_redelivered},
-            {"shed", all.shed},
-            {"lost", all.lost},
-            {"active", all.active},
-            {"in_hand_off", in_hand_off},
-            {"balanced", balanced}}},
-          {"worker_deaths", worker_deaths},
-          {"degraded", degraded}};
+  const nlohmann::json balance = {
+      {"connections", balance_of(processes,
+                                 [](const ProcessTotals& worker) {
+                                   return static_cast<double>(worker.received + worker.accepted);
+                                 })},
+      {"requests",
+       balance_of(processes,
+                  [](const ProcessTotals& worker) { return static_cast<double>(worker.echoes); })},
+      {"cpu", balance_of(processes, [](const ProcessTotals& worker) {
+         return static_cast<double>(worker.user_us + worker.system_us);
+       })}};
+  nlohmann::json json = {{"schema", "c10k-server-report/1"},
+                         {"version", project_version()},
+                         {"pid", ::getpid()},
+                         {"options", options},
+                         {"uptime_s", uptime_s},
+                         {"listener",
+                          {{"address", address},
+                           {"queue_limit", queue.limit},
+                           {"queue_length", queue.length},
+                           {"queue_peak", all.queue_peak},
+                           {"listen_overflows", drops.overflows},
+                           {"listen_drops", drops.drops}}},
+                         {"processes", std::move(rows)},
+                         {"totals", std::move(totals)},
+                         {"books",
+                          {{"accepted", all.accepted},
+                           {"served", served},
+                           {"redelivered_and_served", all.finished_redelivered},
+                           {"shed", all.shed},
+                           {"lost", all.lost},
+                           {"active", all.active},
+                           {"in_hand_off", in_hand_off},
+                           {"balanced", balanced}}},
+                         {"balance", balance},
+                         {"worker_deaths", worker_deaths},
+                         {"degraded", degraded}};
+  if (load_age.count() != 0) {
+    json["load_figures"] = {{"age_when_sent", load_age.to_json(false)},
+                            {"largest_error_connections", load_error_max}};
+  }
+  return json;
 }
 
 ReportFile::ReportFile(std::string path) : path_(std::move(path)) {

@@ -68,6 +68,9 @@ struct ServerReport {
   std::vector<ProcessTotals> processes;
   std::uint64_t in_hand_off = 0;  ///< accepted, and in no worker yet
   std::uint64_t worker_deaths = 0;
+  /// Of a policy that goes by load: see DispatchCounts.
+  LatencyHistogram load_age;
+  std::uint64_t load_error_max = 0;
   std::string degraded;  ///< why the server is not whole; empty when it is
 
   [[nodiscard]] nlohmann::json to_json() const;

@@ -48,6 +48,9 @@ po::options_description describe() {
       "allows)")("idle-timeout", text("S", "0"),
                  "close a connection on which no byte has moved for S seconds; 0: never")(
       "close-after-echo", "one echo, then close (what the original experiment does)")(
+      "service-time", text("SPEC", "0"),
+      "CPU burnt per request: 0 | fixed:US | exp:US | bimodal:US,US,P (the second with probability "
+      "P)")(
       "drain-timeout", text("S", "5"),
       "after SIGTERM or SIGINT: how long clients may take to finish; a second signal ends it")(
       "report", optional("FILE"), "JSON at exit and on SIGUSR1 (- is stdout)")(
@@ -87,6 +90,8 @@ std::optional<ServerOptions> parse_server_options(int argc, char** argv) {
       static_cast<std::size_t>(line->integer("max-connections", 0, 100'000'000));
   options.worker.echo.idle_timeout_ns = line->seconds_ns("idle-timeout", 0, 86400);
   options.worker.echo.close_after_echo = line->has("close-after-echo");
+  options.worker.echo.service_time =
+      ServiceTime::parse("--service-time", line->text("service-time"));
   options.worker.drain_timeout_ns = line->seconds_ns("drain-timeout", 0, 86400);
   options.report_file = or_default("report", "");
   options.stats_interval_ns = line->seconds_ns("stats-interval", 0, 86400);
@@ -147,6 +152,7 @@ nlohmann::json ServerOptions::to_json() const {
                          {"max_connections", worker.max_connections},
                          {"idle_timeout_s", seconds(worker.echo.idle_timeout_ns)},
                          {"close_after_echo", worker.echo.close_after_echo},
+                         {"service_time", worker.echo.service_time.text()},
                          {"drain_timeout_s", seconds(worker.drain_timeout_ns)}};
   if (loop != nullptr) json["loop"] = loop->name;
   if (method.entry != nullptr) {

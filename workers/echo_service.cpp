@@ -1,6 +1,7 @@
 #include "workers/echo_service.hpp"
 
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <cerrno>
 
@@ -46,6 +47,7 @@ class EchoService::Connection : public EventHandler, public DueMember {
 
 EchoService::EchoService(EventLoop& loop, const EchoOptions& options, ProcessCounters& counters)
     : loop_(loop), options_(options), counters_(counters), scratch_(scratch_bytes) {
+  options_.service_time.seed(static_cast<std::uint32_t>(::getpid()));
   loop_.at_end_of_turn([this] { settle_fresh(); });
   if (options.idle_timeout_ns == 0) return;
   idle_ = std::make_unique<DueList<Connection>>(loop_, options.idle_timeout_ns,
@@ -120,6 +122,7 @@ void EchoService::pump(Connection& connection, bool to_end) {
       return;
     }
     const auto size = static_cast<std::size_t>(got);
+    options_.service_time.burn();
     const ssize_t sent =
         retry_eintr([&] { return ::send(fd, scratch_.data(), size, MSG_NOSIGNAL | MSG_DONTWAIT); });
     if (sent < 0 && errno != EAGAIN) return fail(connection, errno);

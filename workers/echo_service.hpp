@@ -11,11 +11,13 @@
 #include "strategies/due_list.hpp"
 #include "strategies/event_loop.hpp"
 #include "workers/counters.hpp"
+#include "workers/service_time.hpp"
 
 namespace c10k {
 
 struct EchoOptions {
   bool close_after_echo = false;     ///< One echo, then close (what the original experiment does).
+  ServiceTime service_time;          ///< Burnt for each read that brings bytes.
   std::int64_t idle_timeout_ns = 0;  ///< Close what has moved no byte for so long; 0: never.
 };
 
