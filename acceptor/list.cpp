@@ -39,7 +39,19 @@ nlohmann::json method_rows() {
                     {"syscalls", facts.syscalls},
                     {"isolation", facts.isolation},
                     {"after_death", facts.after_death},
-                    {"kernel_dispatches", facts.kernel_dispatches}});
+                    {"kernel_dispatches", facts.kernel_dispatches},
+                    {"chosen_by", facts.kernel_dispatches ? "kernel"
+                                  : facts.shared_channel  ? "workers"
+                                                          : "acceptor"}});
+  }
+  return rows;
+}
+
+nlohmann::json policy_rows() {
+  auto rows = simple_rows(dispatch_policies());
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    rows[i]["uses_load"] = dispatch_policies()[i].uses_load;
+    rows[i]["uses_source"] = dispatch_policies()[i].uses_source;
   }
   return rows;
 }
@@ -83,7 +95,7 @@ void print_list(bool json) {
                                {"strategies", simple_rows(strategies())},
                                {"loops", simple_rows(pollers())},
                                {"methods", method_rows()},
-                               {"policies", simple_rows(dispatch_policies())}};
+                               {"policies", policy_rows()}};
   if (json) {
     fmt::print("{}\n", list.dump(2));
     return;

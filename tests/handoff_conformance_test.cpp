@@ -3,6 +3,7 @@
 #include <sys/resource.h>
 
 #include <chrono>
+#include <random>
 
 #include "ipc/registry.hpp"
 #include "tests/support.hpp"
@@ -229,6 +230,37 @@ TEST_P(HandoffMethods, DeathOfTheWorkerIsAnErrorAndNotAHang) {
   EXPECT_EQ(state, Channel::closed);
   // What was under way is gone with the channel: only the test's own descriptor keeps it open.
   worker.drop_sink();
+}
+
+/// Killed wherever it is: in a system call, in a lock, between taking and counting.
+TEST_P(HandoffMethods, WorkerKilledAtAnyMomentDoesNotHangTheSink) {
+  if (!has_sink()) GTEST_SKIP() << "the kernel dispatches: nothing is sent";
+  std::minstd_rand random(20261123);
+  const TcpPair pair = tcp_pair();
+  const std::vector<Handover> batch = numbered(pair.accepted.get(), 64);
+  for (int round = 0; round < 30; ++round) {
+    LinkedWorker worker(method(), request(), [&](ConnectionSource& source, int) {
+      return receive_all(source, SIZE_MAX, [](Received&) {}) ? 0 : 1;
+    });
+    const auto kill_at = Clock::now() + std::chrono::microseconds(random() % 3000);
+    bool killed = false;
+    auto longest = Clock::duration::zero();
+    const auto deadline = Clock::now() + std::chrono::milliseconds(patience_ms);
+    Channel state = Channel::more;
+    while (state != Channel::closed && Clock::now() < deadline) {
+      if (!killed && Clock::now() >= kill_at) {
+        worker.child().signal(SIGKILL);
+        killed = true;
+      }
+      const auto before = Clock::now();
+      state = worker.sink().send(batch).state;
+      longest = std::max(longest, Clock::now() - before);
+      if (state != Channel::more)
+        (void)worker.wait_attending(worker.sink().writable_fd(), 1, POLLOUT);
+    }
+    ASSERT_EQ(state, Channel::closed) << "round " << round;
+    ASSERT_LT(longest, std::chrono::seconds(1)) << "round " << round;
+  }
 }
 
 TEST_P(HandoffMethods, UndeliveredConnectionsEndWithTheSink) {

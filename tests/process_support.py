@@ -383,6 +383,7 @@ class Shape:
     unsupported: str = ""  # the reason
     method: str = ""
     kernel_dispatches: bool = False
+    chosen_by: str = ""
 
     @property
     def pool(self) -> bool:
@@ -412,6 +413,7 @@ def method_shapes(loops: Iterable[str] = ("",)) -> list[Shape]:
             row["reason"] or reasons.get(loop, ""),
             row["name"],
             row["kernel_dispatches"],
+            row["chosen_by"],
         )
         for row in listing()["methods"]
         for loop in loops
@@ -428,6 +430,11 @@ def loop_shapes() -> list[Shape]:
 
 def sink_shapes() -> list[Shape]:
     return [shape for shape in method_shapes() if not shape.kernel_dispatches]
+
+
+def dispatched_shapes() -> list[Shape]:
+    """Those whose acceptor chooses the worker."""
+    return [shape for shape in method_shapes() if shape.chosen_by == "acceptor"]
 
 
 def for_each(shapes: Callable[[], list[Shape]]) -> Callable[..., Callable[[unittest.TestCase], None]]:

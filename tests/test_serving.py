@@ -32,14 +32,11 @@ from process_support import (  # noqa: E402
     echo,
     ended,
     for_each,
-    listing,
     loop_shapes,
     reset,
     run_client,
     scaled,
-    sink_shapes,
     wait_until,
-    workers_of,
     close_all,
     totals_of,
 )
@@ -307,45 +304,6 @@ class AcceptQueue(unittest.TestCase):
         self.assertEqual(listener["listen_overflows"], 0)
         self.assertEqual(listener["queue_limit"], 4096)
         self.assertGreater(listener["queue_peak"], count / 4)  # a listener per worker has its share
-
-
-class Dispatch(unittest.TestCase):
-    @for_each(sink_shapes)
-    def test_round_robin_is_even(self, shape: Shape) -> None:
-        with shape.start("--dispatch", "round-robin", workers=3) as server:
-            with connections(server.address, 60) as socks:
-                for sock in socks:
-                    echo(sock)
-            report = server.finish().report
-        self.assertEqual([row["received"] for row in workers_of(report)], [20, 20, 20])
-        self.assertEqual(report["totals"]["handed"], 60)
-
-    @for_each(sink_shapes)
-    def test_least_connections_evens_out(self, shape: Shape) -> None:
-        with shape.start("--dispatch", "least-connections") as server, connections(server.address, 40) as socks:
-            for sock in socks:
-                echo(sock)
-
-            def active() -> list[int]:
-                return [row["active"] for row in workers_of(server.report())]
-
-            self.assertEqual(active(), [20, 20])
-            close_all(socks[::2])  # they went in turn, so one worker loses them all
-            wait_until(lambda: sum(active()) == 20, "half of them are gone")
-            self.assertEqual(sorted(active()), [0, 20])
-            with connections(server.address, 20) as more:
-                for sock in more:
-                    echo(sock)
-                self.assertEqual(active(), [20, 20])
-            close_all(socks)
-            server.finish()
-
-    def test_every_policy_serves(self) -> None:
-        for row in listing()["policies"]:
-            with self.subTest(policy=row["name"]), Server("--strategy", "pool", "--dispatch", row["name"]) as server:
-                code, _, err = run_client(server.target, "--requests", "300", "--duration", str(BOUND_S))
-                self.assertEqual(code, 0, err)
-                self.assertEqual(server.finish().report["books"]["served"], 300)
 
 
 if __name__ == "__main__":
