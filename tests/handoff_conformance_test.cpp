@@ -238,11 +238,18 @@ TEST_P(HandoffMethods, WorkerKilledAtAnyMomentDoesNotHangTheSink) {
   std::minstd_rand random(20261123);
   const TcpPair pair = tcp_pair();
   const std::vector<Handover> batch = numbered(pair.accepted.get(), 64);
-  for (int round = 0; round < 30; ++round) {
-    LinkedWorker worker(method(), request(), [&](ConnectionSource& source, int) {
-      return receive_all(source, SIZE_MAX, [](Received&) {}) ? 0 : 1;
+  for (int round = 0; round < 200; ++round) {
+    LinkedWorker worker(method(), request(), [&](ConnectionSource& source, int control) {
+      say(control, 's');
+      // As often inside of the method as can be, so that the kill finds it there.
+      Slots slots;
+      while (source.receive(slots).state != Channel::closed) {
+        for (Received& slot : slots) slot.fd.reset();
+      }
+      return 1;
     });
-    const auto kill_at = Clock::now() + std::chrono::microseconds(random() % 3000);
+    ASSERT_EQ(worker.hear(), 's');
+    const auto kill_at = Clock::now() + std::chrono::microseconds(random() % 1000);
     bool killed = false;
     auto longest = Clock::duration::zero();
     const auto deadline = Clock::now() + std::chrono::milliseconds(patience_ms);
