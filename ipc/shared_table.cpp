@@ -25,6 +25,11 @@
 namespace c10k {
 namespace {
 
+/// On a mark: the acceptor gave the number to that worker, which has not taken it yet. It differs from
+/// the worker's own mark, because the number may be one that the worker has just closed and is about
+/// to unmark.
+constexpr std::uint32_t given = 1U << 31;
+
 using Owners = SharedArray<std::atomic<std::uint32_t>>;
 
 /// The owners of all numbers that the table can have, and who is who.
@@ -36,11 +41,11 @@ class Ledger {
 
   /// Closes what `owner`, which has ended, had.
   void sweep(std::uint32_t owner) const {
-    const DescriptorLedger ledger = as(owner);
     for (std::size_t fd = 0; fd < owners_.size(); ++fd) {
-      if (owners_[fd].load(std::memory_order_acquire) != owner) continue;
+      std::uint32_t mark = owners_[fd].load(std::memory_order_acquire);
+      if ((mark & ~given) != owner) continue;
       ::close(static_cast<int>(fd));
-      ledger.unmark(static_cast<int>(fd));
+      owners_[fd].compare_exchange_strong(mark, 0);  // unless the number is somebody's again
     }
   }
 
@@ -78,7 +83,7 @@ class TableSink : public ConnectionSink {
         result.error = errno;
         break;
       }
-      marks_.mark(copy, worker_);
+      marks_.mark(copy, worker_ | given);
       ring_.put(result.taken++, copy, next.tag);
     }
     ring_.publish(result.taken);
