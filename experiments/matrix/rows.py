@@ -50,6 +50,8 @@ class Row:
     latency_p99_us: float | None = None
     acceptor_cpu_us: float | None = None  # of the server, per connection or request
     worker_cpu_us: float | None = None
+    connections_largest_to_mean: float | None = None  # over the workers
+    cpu_largest_to_mean: float | None = None
     client_cpu_share: float | None = None
     host_cpu: float | None = None
     attempts: int = 0
@@ -168,6 +170,12 @@ def _describe(row: Row, cells: list[dict[str, Any]]) -> None:
         done = totals.get("echoes" if row.per == "request" else "accepted")
         return totals[f"{who}_cpu_us"] / done if done and f"{who}_cpu_us" in totals else None
 
+    def largest_to_mean(cell: dict[str, Any], what: str) -> float | None:
+        balance = cell["server"].get("balance", {}).get(what)
+        return balance["largest_to_mean"] if balance else None
+
+    row.connections_largest_to_mean = middle([largest_to_mean(cell, "connections") for cell in cells])
+    row.cpu_largest_to_mean = middle([largest_to_mean(cell, "cpu") for cell in cells])
     row.latency_p50_us = middle([latency(cell).get("p50_us") for cell in cells])
     row.latency_p99_us = middle([latency(cell).get("p99_us") for cell in cells])
     row.acceptor_cpu_us = middle([cpu(cell, "acceptor") for cell in cells])

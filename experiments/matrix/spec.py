@@ -45,6 +45,7 @@ class Matrix:
     repetitions: int
     ways: tuple[Way, ...]
     workloads: tuple[Workload, ...]
+    balance: bool = False  # the table shows how evenly the workers are loaded
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -109,7 +110,8 @@ def _from_toml(name: str, data: dict[str, Any]) -> Matrix:
         argv = tuple(way["argv"])
         ways.append(Way(way["name"], argv, "strategies", argv[argv.index("--strategy") + 1]))
     workloads = tuple(Workload(**{**load, "client": tuple(load["client"])}) for load in data["workload"])
-    return Matrix(name, data["summary"], data["baseline"], data["repetitions"], tuple(ways), workloads)
+    balance = bool(data.get("balance", False))
+    return Matrix(name, data["summary"], data["baseline"], data["repetitions"], tuple(ways), workloads, balance)
 
 
 def select(matrix: Matrix, patterns: list[str], repetitions: int | None) -> Matrix:

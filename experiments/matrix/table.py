@@ -8,6 +8,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -55,17 +56,21 @@ def _cpu(row: Row) -> str:
     return f"{_number(row.acceptor_cpu_us)}+{_number(row.worker_cpu_us)}"
 
 
-def _columns(section: Section, baseline: str) -> list[Column]:
+def _columns(section: Section, matrix: dict[str, Any]) -> list[Column]:
+    baseline = matrix["baseline"]
     per = {"connection": "us/conn", "request": "us/req"}[section.figure.per]
-    return [
-        Column(section.figure.title, lambda row: _number(row.median)),
-        Column(("", "±"), lambda row: "-" if row.spread is None else f"{row.spread:.0%}"),
-        Column(("ratio to", baseline), lambda row: _ratio(row, baseline)),
-        Column(("p50", "ms"), lambda row: _milliseconds(row.latency_p50_us)),
-        Column(("p99", "ms"), lambda row: _milliseconds(row.latency_p99_us)),
-        Column(("CPU a+w", per), _cpu),
-        Column(("", "faults"), lambda row: f"{row.faults:,}"),
-    ]
+    rate = Column(section.figure.title, lambda row: _number(row.median))
+    spread = Column(("", "±"), lambda row: "-" if row.spread is None else f"{row.spread:.0%}")
+    ratio = Column(("ratio to", baseline), lambda row: _ratio(row, baseline))
+    p50 = Column(("p50", "ms"), lambda row: _milliseconds(row.latency_p50_us))
+    p99 = Column(("p99", "ms"), lambda row: _milliseconds(row.latency_p99_us))
+    cpu = Column(("CPU a+w", per), _cpu)
+    faults = Column(("", "faults"), lambda row: f"{row.faults:,}")
+    if not matrix.get("balance"):
+        return [rate, spread, ratio, p50, p99, cpu, faults]
+    connections = Column(("conn max", "to mean"), lambda row: _number(row.connections_largest_to_mean))
+    busy = Column(("CPU max", "to mean"), lambda row: _number(row.cpu_largest_to_mean))
+    return [rate, ratio, p99, cpu, connections, busy, faults]
 
 
 def _short(way: str, width: int) -> str:
@@ -80,8 +85,9 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def _section(section: Section, baseline: str) -> list[Text]:
-    columns = _columns(section, baseline)
+def _section(section: Section, matrix: dict[str, Any]) -> list[Text]:
+    baseline = matrix["baseline"]
+    columns = _columns(section, matrix)
     figures = {row.way: [column.text(row) for column in columns] for row in section.rows if row.repetitions}
     widths = [
         max([len(part) for part in column.head] + [len(texts[index]) for texts in figures.values()])
@@ -187,7 +193,7 @@ def lines(run: Run) -> list[Text]:
     found: list[Text] = []
     all_sections = sections(run)
     for section in all_sections:
-        found += [*_section(section, run.meta["matrix"]["baseline"]), Text("")]
+        found += [*_section(section, run.meta["matrix"]), Text("")]
 
     def paragraph(text: str, style: str = "") -> None:
         for part in textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False):
@@ -212,7 +218,7 @@ def markdown(run: Run) -> str:
     all_sections = sections(run)
     parts: list[str] = []
     for section in all_sections:
-        columns = _columns(section, baseline)
+        columns = _columns(section, run.meta["matrix"])
         heads = ["way", *(" ".join(filter(None, column.head)) for column in columns)]
         parts += [f"**{section.workload.name}**: {section.workload.summary}", ""]
         parts += [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * len(columns)]
