@@ -16,7 +16,7 @@ int main(int argc, char** argv) {
     if (options->method.method) {
       const c10k::Support support = options->method.method->probe();
       if (!support.available) {
-        throw std::runtime_error(fmt::format("{} is unsupported here, because {}",
+        throw std::runtime_error(fmt::format("{} is unsupported, because {}",
                                              options->method.entry->name, support.reason));
       }
     }

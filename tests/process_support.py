@@ -223,6 +223,7 @@ class Server(Program):
 
     def __init__(self, *options: str, wrapper: Iterable[str] = (), report: str | None = None, **popen: Any) -> None:
         self._reports = tempfile.TemporaryDirectory(prefix="c10k-test-")
+        os.chmod(self._reports.name, 0o777)  # the server may run as another user
         self.report_path = Path(self._reports.name) / "report.json"
         command = [*wrapper, SERVER, "--listen", "127.0.0.1:0", "--report", report or str(self.report_path), *options]
         super().__init__(command, **popen)

@@ -1,0 +1,139 @@
+"""Tests of kernels and rights that lack something, by refusing the system call (seccomp) and as another user.
+
+What a method lacks makes it 'unsupported, because ...' and touches no other one. How to run one class:
+
+  cd tests; C10K_BIN_DIR=../build/release /usr/bin/python3 -m unittest -v test_unsupported.Refused"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import sys
+import unittest
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import seccomp
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import process_support as support  # noqa: E402
+from process_support import Server, connections, echo, listing  # noqa: E402
+
+IPPROTO_TCP, TCP_REPAIR = socket.IPPROTO_TCP, 19
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A system call that fails, and the methods that cannot do without it."""
+
+    call: str
+    error: int
+    methods: frozenset[str]
+    level_and_option: tuple[int, int] | None = None  # of setsockopt
+
+    def __str__(self) -> str:
+        return f"{self.call} {errno.errorcode[self.error]}"
+
+    def apply(self) -> None:
+        """For a child before its exec."""
+        rules = seccomp.SyscallFilter(seccomp.ALLOW)
+        arguments = []
+        if self.level_and_option:
+            level, option = self.level_and_option
+            arguments = [seccomp.Arg(1, seccomp.EQ, level), seccomp.Arg(2, seccomp.EQ, option)]
+        rules.add_rule(seccomp.ERRNO(self.error), self.call, *arguments)
+        rules.load()
+
+
+PIDFD = frozenset({"pidfd-ring", "pidfd-mq"})
+REFUSALS = [
+    Refusal("pidfd_getfd", errno.ENOSYS, PIDFD),
+    Refusal("pidfd_getfd", errno.EPERM, PIDFD),
+    Refusal("io_uring_setup", errno.ENOSYS, frozenset({"uring-msg"})),
+    Refusal("io_uring_setup", errno.EPERM, frozenset({"uring-msg"})),
+    Refusal("seccomp", errno.EINVAL, frozenset({"seccomp-addfd"})),
+    Refusal("setsockopt", errno.EPERM, frozenset({"tcp-repair"}), (IPPROTO_TCP, TCP_REPAIR)),
+    Refusal("setsockopt", errno.ENOPROTOOPT, frozenset({"reuseport"}), (socket.SOL_SOCKET, socket.SO_REUSEPORT)),
+    Refusal("bpf", errno.EPERM, frozenset()),  # only options need it
+]
+
+
+def become_nobody() -> None:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+
+
+def list_under(before_exec: Callable[[], object]) -> dict[str, dict]:
+    code, out, err = support.run_program(support.SERVER, "--list", "--json", before_exec=before_exec)
+    assert code == 0, err
+    return {row["name"]: row for row in json.loads(out)["methods"]}
+
+
+class Lacking(unittest.TestCase):
+    def check(self, before_exec: Callable[[], object], methods: dict[str, dict]) -> None:
+        """What is available serves, what is not says so in one line."""
+        for name, row in methods.items():
+            with self.subTest(method=name):
+                options = ("--listen", "127.0.0.1:0", "--strategy", "pool", "--ipc", name, "--workers", "2")
+                if row["available"]:
+                    with Server(*options[2:], before_exec=before_exec) as server:
+                        with connections(server.address, 3) as socks:
+                            for sock in socks:
+                                echo(sock)
+                        server.finish()
+                    continue
+                code, _, err = support.run_program(support.SERVER, *options, before_exec=before_exec)
+                self.assertEqual((code, err.count("\n")), (1, 1), err)
+                self.assertIn(f"{name} is unsupported, because {row['reason']}", err)
+
+
+class Refused(Lacking):
+    def test_only_what_needs_the_call_is_unsupported(self) -> None:
+        here = {row["name"]: row for row in listing()["methods"]}
+        for refusal in REFUSALS:
+            with self.subTest(refused=str(refusal)):
+                under = list_under(refusal.apply)
+                for name, row in under.items():
+                    if name not in refusal.methods:
+                        self.assertEqual(row["available"], here[name]["available"], row["reason"])
+                    elif here[name]["available"]:
+                        self.assertFalse(row["available"], name)
+                        self.assertIn(os.strerror(refusal.error), row["reason"])
+                self.assertLessEqual(refusal.methods, under.keys())
+
+    def test_the_rest_works(self) -> None:
+        for refusal in REFUSALS:
+            with self.subTest(refused=str(refusal)):
+                self.check(refusal.apply, list_under(refusal.apply))
+
+    def test_the_tests_skip_with_the_reason(self) -> None:
+        refusal = REFUSALS[0]
+        code, out, err = support.run_program(
+            str(Path(support.SERVER).parent / "tests" / "handoff_conformance_test"),
+            "--gtest_filter=*BytesRoundTrip*pidfd*",
+            before_exec=refusal.apply,
+        )
+        self.assertEqual(code, 0, err)
+        self.assertEqual(out.count("is unsupported, because pidfd_getfd: Function not implemented"), 2, out)
+
+
+@unittest.skipUnless(os.getuid() == 0, "needs root to become another user")
+class Unprivileged(Lacking):
+    def test_everything_that_needs_no_privilege_works(self) -> None:
+        methods = list_under(become_nobody)
+        self.check(become_nobody, methods)
+        for name, row in methods.items():
+            if row["privilege"] == "none":
+                with self.subTest(method=name):
+                    self.assertTrue(row["available"], row["reason"])
+            if not row["available"]:
+                self.assertIn(os.strerror(errno.EPERM), row["reason"])
+
+
+if __name__ == "__main__":
+    unittest.main()
