@@ -169,6 +169,8 @@ struct MethodFacts {
   /// Descriptors that the sink needs, beside the acceptor's copy, for each connection in flight.
   std::size_t descriptors_in_flight = 0;
   bool listener_per_worker = false;  ///< Each worker has its own listener (SO_REUSEPORT).
+  std::vector<std::string_view> variants =
+      {};  ///< Option strings worth testing beside the default, such as "auth=off".
 };
 
 /// A line of the registry: the facts, and how to make the method from `name:key=value,...`.

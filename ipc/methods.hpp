@@ -8,6 +8,7 @@ namespace c10k {
 MethodEntry scm_stream();
 MethodEntry scm_seqpacket();
 MethodEntry scm_dgram();
+MethodEntry queue_python2();
 MethodEntry queue_python3();
 MethodEntry pidfd_ring();
 MethodEntry shared_table();

@@ -9,7 +9,7 @@ namespace c10k {
 
 std::span<const MethodEntry> handoff_methods() {
   static const std::array registry{
-      scm_stream(), scm_seqpacket(), scm_dgram(), queue_python3(),
+      scm_stream(), scm_seqpacket(), scm_dgram(), queue_python2(),      queue_python3(),
       pidfd_ring(), shared_table(),  reuseport(), inherited_listener(),
   };
   return registry;

@@ -84,7 +84,11 @@ class HandoffMethods : public ::testing::TestWithParam<std::string> {
 
 std::vector<std::string> method_names() {
   std::vector<std::string> names;
-  for (const MethodEntry& entry : handoff_methods()) names.emplace_back(entry.name);
+  for (const MethodEntry& entry : handoff_methods()) {
+    names.emplace_back(entry.name);
+    for (const std::string_view variant : entry.variants)
+      names.push_back(fmt::format("{}:{}", entry.name, variant));
+  }
   return names;
 }
 
@@ -257,16 +261,16 @@ TEST_P(HandoffMethods, WorkerAtItsDescriptorLimitRefusesAndKeepsNothing) {
     ::close(static_cast<int>(low.rlim_cur) - 1);
     ::setrlimit(RLIMIT_NOFILE, &low);
     std::size_t refused = 0;
-    std::size_t received = 0;
+    std::vector<Received> received;  // kept: those that come one by one must meet the limit too
     Slots slots;
-    while (refused + received < 8) {
+    while (refused + received.size() < 8) {
       if (!wait_readable(source.fd())) return 1;
       const ReceiveResult result = source.receive(slots);
       if (result.state == Channel::closed) return 2;
       refused += result.refused;
-      received += result.received;
-      for (std::size_t i = 0; i < result.received; ++i) slots[i].fd.reset();
+      for (std::size_t i = 0; i < result.received; ++i) received.push_back(std::move(slots[i]));
     }
+    received.clear();
     ::setrlimit(RLIMIT_NOFILE, &limit);
     if (open_descriptors() != before) return 3;
     if (refused == 0) return 4;
@@ -278,6 +282,37 @@ TEST_P(HandoffMethods, WorkerAtItsDescriptorLimitRefusesAndKeepsNothing) {
   EXPECT_TRUE(send_all(worker, {batch.data(), 8}));
   EXPECT_EQ(worker.hear(), 'd');
   EXPECT_TRUE(send_all(worker, {batch.data() + 8, 1})) << "the channel must still work";
+  EXPECT_EQ(worker.exit_code(), 0);
+}
+
+TEST_P(HandoffMethods, RefusedAndTakenBackIsHeldByNobodyElse) {
+  if (!has_sink()) GTEST_SKIP() << "the kernel dispatches: nothing is sent";
+  if (shared_table()) GTEST_SKIP() << "one table: the limit is the acceptor's";
+  LinkedWorker worker(method(), request(), [&](ConnectionSource& source, int control) {
+    rlimit limit{};
+    ::getrlimit(RLIMIT_NOFILE, &limit);
+    const int next_free = ::fcntl(0, F_DUPFD_CLOEXEC, 0);
+    ::close(next_free);
+    const rlimit none{static_cast<rlim_t>(next_free), limit.rlim_max};
+    ::setrlimit(RLIMIT_NOFILE, &none);
+    Slots slots;
+    ReceiveResult result;
+    while (result.refused == 0) {
+      if (!wait_readable(source.fd())) return 1;
+      result = source.receive(slots);
+      if (result.received != 0 || result.state == Channel::closed) return 2;
+    }
+    say(control, 'r');
+    return hear(control) == 'e' ? 0 : 3;
+  });
+  TcpPair pair = tcp_pair();
+  const Handover one{pair.accepted.get(), {.id = 7, .accepted_ns = monotonic_ns()}};
+  ASSERT_EQ(worker.sink().send({&one, 1}).taken, 1U);
+  ASSERT_EQ(worker.hear(), 'r');
+  EXPECT_TRUE(worker.sink().take_back(one));
+  pair.accepted.reset();
+  EXPECT_EQ(read_text(pair.client.get(), 1), "") << "the channel still holds the connection";
+  worker.tell('e');
   EXPECT_EQ(worker.exit_code(), 0);
 }
 
