@@ -379,10 +379,11 @@ MethodFacts queue_facts(std::string_view name, std::string_view summary, std::st
       .descriptors_in_flight = 1,
       // What a person would choose, each and together; then what the anatomy removes, each alone
       // and on top of those before it.
-      .variants = {"auth=off", "auth=no-hmac", "connection=persistent", "backlog=1", "backlog=128",
-                   "auth=off,connection=persistent", "auth=off,backlog=1",
-                   "connection=persistent,backlog=1", "auth=off,connection=persistent,backlog=1",
-                   "dups=off", "feeder=off", "lock=off", "auth=off,connection=persistent,dups=off",
+      .variants = {"auth=off", "connection=persistent", "backlog=128",
+                   "auth=off,connection=persistent", "auth=off,backlog=128",
+                   "backlog=128,connection=persistent",
+                   "auth=off,backlog=128,connection=persistent", "auth=no-hmac", "dups=off",
+                   "feeder=off", "lock=off", "auth=off,connection=persistent,dups=off",
                    "auth=off,connection=persistent,dups=off,feeder=off",
                    "auth=off,connection=persistent,dups=off,feeder=off,lock=off"}};
 }

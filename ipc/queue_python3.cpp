@@ -23,7 +23,7 @@ namespace {
 constexpr multiprocessing::Dialect cpython_3_11{
     .ticket_bytes = 206,  // counted on 3.11.2, with a path of 36 bytes
     .request_bytes = 19,  // the same; other numbers make it differ by some bytes
-    .backlog = 128,       // resource_sharer.py
+    .backlog = 1,         // Listener(authkey=...), as strace shows; 128 since gh-101225 of 2024
     .refused_patience_ms = 0,
     .ticket_before_put = false,
     .number_is_ticket = false,
@@ -40,7 +40,7 @@ MethodEntry queue_python3() {
   return {
       queue_facts("queue-python3", "CPython 3.11's multiprocessing.Queue of sockets, step by step",
                   "auth=on|no-hmac|off (on), connection=per-descriptor|persistent "
-                  "(per-descriptor), backlog=1|128 (128), dups, feeder, lock=on|off (on)",
+                  "(per-descriptor), backlog=1|128 (1), dups, feeder, lock=on|off (on)",
                   "acceptor 23 (feeder 2, sharer 21), worker 23, futexes aside"),
       [](MethodOptions& options) { return make_queue_method(options, cpython_3_11); }};
 }
