@@ -69,7 +69,7 @@ def shape(traces: Traces, request_bytes: Callable[[int], int]) -> dict[str, Step
     whatever the thread does most. request_bytes(pid) is the size of a worker's message (ticket, pid)."""
 
     def usual(found: Counter[tuple[str, ...]]) -> Steps:
-        return list(found.most_common(1)[0][0])
+        return list(found.most_common(1)[0][0]) if found else []
 
     worker = max(traces, key=lambda thread: sum(call[0] == "recvmsg" for call in traces[thread]))
     sharer = max(traces, key=lambda thread: sum(call[0] == "sendmsg" for call in traces[thread]))
