@@ -169,6 +169,8 @@ struct MethodFacts {
   /// Descriptors that the sink needs, beside the acceptor's copy, for each connection in flight.
   std::size_t descriptors_in_flight = 0;
   bool listener_per_worker = false;  ///< Each worker has its own listener (SO_REUSEPORT).
+  /// Option strings worth testing beside the default, such as "auth=off".
+  std::vector<std::string_view> variants = {};
 
   /// Who else than the acceptor chooses a connection's worker, in words; null when nobody does.
   [[nodiscard]] const char* who_chooses() const {

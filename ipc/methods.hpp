@@ -9,6 +9,7 @@ MethodEntry scm_stream();
 MethodEntry scm_seqpacket();
 MethodEntry scm_dgram();
 MethodEntry scm_shared();
+MethodEntry queue_python2();
 MethodEntry queue_python3();
 MethodEntry pidfd_ring();
 MethodEntry pidfd_mq();

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <openssl/evp.h>
 #include <openssl/hmac.h>
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/random.h>
 #include <sys/socket.h>
@@ -29,8 +30,12 @@ void read_exactly(int fd, void* bytes, std::size_t size) {
     throw PeerGone("read: the other side of the rendezvous is gone");
 }
 
-Digest digest_of(const Key& key, const unsigned char* nonce) {
+Digest digest_of(Auth auth, const Key& key, const unsigned char* nonce) {
   Digest digest{};
+  if (auth == Auth::no_hmac) {
+    std::memcpy(digest.data(), nonce, digest.size());
+    return digest;
+  }
   unsigned size = 0;
   if (::HMAC(EVP_md5(), key.data(), static_cast<int>(key.size()), nonce, nonce_bytes, digest.data(),
              &size) == nullptr ||
@@ -57,6 +62,54 @@ struct OneDescriptorMessage {
   msghdr header{};
 };
 
+void look_up_family(int fd) {
+  sockaddr_storage address;
+  socklen_t size = sizeof address;
+  ::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size);
+}
+
+/// A duplicate in place of `fd`, which is closed. Where CPython fails for want of a number, the first
+/// one serves.
+OwnedFd duplicate_instead(OwnedFd fd) {
+  OwnedFd copy(::fcntl(fd.get(), F_DUPFD_CLOEXEC, 0));
+  return copy ? std::move(copy) : std::move(fd);
+}
+
+/// socket.fromfd for a single call; empty when the dialect has none or there is no number free.
+OwnedFd duplicate_to_pass(int connection, const Dialect& dialect) {
+  if (!dialect.duplicates_to_pass) return {};
+  OwnedFd copy(::fcntl(connection, F_DUPFD_CLOEXEC, 0));
+  if (copy && dialect.looks_up_family) look_up_family(copy.get());
+  return copy;
+}
+
+void deliver_challenge(int fd, Auth auth, const Key& key) {
+  Challenge message;
+  std::memcpy(message.data(), challenge_prefix.data(), challenge_prefix.size());
+  unsigned char* nonce = message.data() + challenge_prefix.size();
+  checked([&] { return ::getrandom(nonce, nonce_bytes, 0); }, "getrandom {} bytes", nonce_bytes);
+  send_message(fd, message.data(), message.size());
+  const auto expected = digest_of(auth, key, nonce);
+  Digest answer;
+  receive_message(fd, answer.data(), answer.size());
+  if (answer != expected) throw PeerGone("the other side does not know the authentication key");
+  send_message(fd, welcome.data(), welcome.size());
+}
+
+void answer_challenge(int fd, Auth auth, const Key& key) {
+  Challenge message;
+  receive_message(fd, message.data(), message.size());
+  if (std::memcmp(message.data(), challenge_prefix.data(), challenge_prefix.size()) != 0) {
+    throw PeerGone("no challenge where one was due");
+  }
+  const auto digest = digest_of(auth, key, message.data() + challenge_prefix.size());
+  send_message(fd, digest.data(), digest.size());
+  std::array<char, welcome.size()> answer;
+  receive_message(fd, answer.data(), answer.size());
+  if (std::memcmp(answer.data(), welcome.data(), welcome.size()) != 0)
+    throw PeerGone("refused by the other side");
+}
+
 }  // namespace
 
 Key random_key() {
@@ -82,65 +135,85 @@ void receive_message(int fd, void* bytes, std::size_t size) {
   read_exactly(fd, bytes, size);
 }
 
-void deliver_challenge(int fd, const Key& key) {
-  Challenge message;
-  std::memcpy(message.data(), challenge_prefix.data(), challenge_prefix.size());
-  unsigned char* nonce = message.data() + challenge_prefix.size();
-  checked([&] { return ::getrandom(nonce, nonce_bytes, 0); }, "getrandom {} bytes", nonce_bytes);
-  send_message(fd, message.data(), message.size());
-  const auto expected = digest_of(key, nonce);
-  Digest answer;
-  receive_message(fd, answer.data(), answer.size());
-  if (answer != expected) throw PeerGone("the other side does not know the authentication key");
-  send_message(fd, welcome.data(), welcome.size());
+void authenticate_client(int fd, Auth auth, const Key& key) {
+  if (auth == Auth::off) return;
+  deliver_challenge(fd, auth, key);
+  answer_challenge(fd, auth, key);
 }
 
-void answer_challenge(int fd, const Key& key) {
-  Challenge message;
-  receive_message(fd, message.data(), message.size());
-  if (std::memcmp(message.data(), challenge_prefix.data(), challenge_prefix.size()) != 0) {
-    throw PeerGone("no challenge where one was due");
+void authenticate_to_listener(int fd, Auth auth, const Key& key) {
+  if (auth == Auth::off) return;
+  answer_challenge(fd, auth, key);
+  deliver_challenge(fd, auth, key);
+}
+
+void prepare_authentication() {
+  const std::array<unsigned char, nonce_bytes> nonce{};
+  (void)digest_of(Auth::on, Key{}, nonce.data());
+}
+
+OwnedFd accepted_connection(OwnedFd socket, const Dialect& dialect) {
+  if (!socket) return socket;
+  if (dialect.looks_up_family) look_up_family(socket.get());
+  dialect.set_blocking(socket.get());
+  return dialect.duplicates_connection ? duplicate_instead(std::move(socket)) : std::move(socket);
+}
+
+OwnedFd connect_to_listener(const sockaddr_un& address, const Dialect& dialect, int queue) {
+  constexpr int pause_ms = 10;
+  for (int waited_ms = 0;; waited_ms += pause_ms) {
+    OwnedFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    if (!socket) return socket;
+    dialect.set_blocking(socket.get());
+    // A full backlog does not refuse: a blocking connect waits for room (net/unix/af_unix.c,
+    // unix_wait_for_peer). Refused means that nobody listens.
+    if (retry_eintr([&] {
+          return ::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address),
+                           sizeof address);
+        }) == 0) {
+      return dialect.duplicates_connection ? duplicate_instead(std::move(socket))
+                                           : std::move(socket);
+    }
+    const int error = errno;
+    socket.reset();
+    // CPython sleeps; this pause ends at once when the acceptor is gone.
+    pollfd end{queue, 0, 0};
+    if (error != ECONNREFUSED || waited_ms >= dialect.refused_patience_ms ||
+        retry_eintr([&] { return ::poll(&end, 1, pause_ms); }) != 0) {
+      throw PeerGone("connect: the sharer is gone");
+    }
   }
-  const auto digest = digest_of(key, message.data() + challenge_prefix.size());
-  send_message(fd, digest.data(), digest.size());
-  std::array<char, welcome.size()> answer;
-  receive_message(fd, answer.data(), answer.size());
-  if (std::memcmp(answer.data(), welcome.data(), welcome.size()) != 0)
-    throw PeerGone("refused by the other side");
 }
 
-void set_blocking(int fd) {
+void set_blocking_by_ioctl(int fd) {
   int off = 0;
   (void)retry_eintr([&] { return ::ioctl(fd, FIONBIO, &off); });
 }
 
-void look_up_family(int fd) {
-  sockaddr_storage address;
-  socklen_t size = sizeof address;
-  ::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size);
+void set_blocking_by_fcntl(int fd) {
+  const int flags = ::fcntl(fd, F_GETFL);
+  (void)::fcntl(fd, F_SETFL, flags & ~O_NONBLOCK);
 }
 
-void send_handle(int connection, int handle) {
-  const OwnedFd copy = duplicate(connection);  // socket.fromfd
-  look_up_family(copy.get());
+void send_handle(int connection, int handle, const Dialect& dialect) {
+  const OwnedFd copy = duplicate_to_pass(connection, dialect);
   OneDescriptorMessage message;
   cmsghdr* header = CMSG_FIRSTHDR(&message.header);
   header->cmsg_level = SOL_SOCKET;
   header->cmsg_type = SCM_RIGHTS;
   header->cmsg_len = CMSG_LEN(sizeof(int));
   std::memcpy(CMSG_DATA(header), &handle, sizeof handle);
-  if (retry_eintr([&] { return ::sendmsg(copy.get(), &message.header, MSG_NOSIGNAL); }) != 1) {
+  const int to = copy ? copy.get() : connection;
+  if (retry_eintr([&] { return ::sendmsg(to, &message.header, MSG_NOSIGNAL); }) != 1)
     throw PeerGone("sendmsg: the other side of the rendezvous is gone");
-  }
 }
 
-OwnedFd receive_handle(int connection) {
-  const OwnedFd copy(::fcntl(connection, F_DUPFD_CLOEXEC, 0));  // socket.fromfd
-  if (!copy) return {};
-  look_up_family(copy.get());
+OwnedFd receive_handle(int connection, const Dialect& dialect) {
+  const OwnedFd copy = duplicate_to_pass(connection, dialect);
   OneDescriptorMessage message;
+  const int from = copy ? copy.get() : connection;
   const ssize_t size =
-      retry_eintr([&] { return ::recvmsg(copy.get(), &message.header, MSG_CMSG_CLOEXEC); });
+      retry_eintr([&] { return ::recvmsg(from, &message.header, MSG_CMSG_CLOEXEC); });
   if (size != 1) throw PeerGone("recvmsg: the other side of the rendezvous is gone");
   // With room for one, the kernel installs one or none (net/core/scm.c, scm_detach_fds).
   if ((message.header.msg_flags & MSG_CTRUNC) != 0) return {};
@@ -152,6 +225,12 @@ OwnedFd receive_handle(int connection) {
   int handle = -1;
   std::memcpy(&handle, CMSG_DATA(header), sizeof handle);
   return OwnedFd(handle);
+}
+
+OwnedFd rebuilt(OwnedFd handle, const Dialect& dialect) {
+  if (dialect.duplicates_result) handle = duplicate_instead(std::move(handle));
+  if (dialect.looks_up_family) look_up_family(handle.get());
+  return handle;
 }
 
 }  // namespace c10k::multiprocessing

@@ -9,8 +9,20 @@ namespace c10k {
 
 std::span<const MethodEntry> handoff_methods() {
   static const std::array registry{
-      scm_stream(), scm_seqpacket(), scm_dgram(),    scm_shared(), queue_python3(),
-      pidfd_ring(), pidfd_mq(),      shared_table(), reuseport(),  inherited_listener(),
+      // A line each.
+      // clang-format off
+      scm_stream(),
+      scm_seqpacket(),
+      scm_dgram(),
+      scm_shared(),
+      queue_python2(),
+      queue_python3(),
+      pidfd_ring(),
+      pidfd_mq(),
+      shared_table(),
+      reuseport(),
+      inherited_listener(),
+      // clang-format on
   };
   return registry;
 }

@@ -6,16 +6,11 @@
 
 #include <cstdlib>
 #include <string>
+#include <vector>
 
 #include "ipc/syscall.hpp"
 
 namespace c10k::multiprocessing {
-namespace {
-
-constexpr int listener_backlog = 128;  // resource_sharer.py
-
-}  // namespace
-
 void block_signals() {
   sigset_t all;
   sigfillset(&all);
@@ -30,7 +25,8 @@ sockaddr_un listener_address(int path_descriptor) {
   return address;
 }
 
-ResourceSharer::ResourceSharer() : key_(random_key()) {
+ResourceSharer::ResourceSharer(const Settings& settings) : settings_(settings), key_(random_key()) {
+  prepare_authentication();
   open_listener();
 }
 
@@ -44,15 +40,47 @@ ResourceSharer::~ResourceSharer() {
   if (thread_.joinable()) thread_.join();
 }
 
-std::uint64_t ResourceSharer::add(OwnedFd fd, std::uint64_t connection, const void* owner) {
+void ResourceSharer::start() {
   const std::lock_guard lock(mutex_);
-  if (!thread_.joinable()) thread_ = std::thread([this] { serve(); });
+  start_locked();
+}
+
+void ResourceSharer::start_locked() {
+  if (thread_.joinable()) return;
+  thread_ = std::thread([this] {
+    block_signals();
+    settings_.keep_connection ? serve_kept() : serve_each_anew();
+  });
+}
+
+std::uint32_t ResourceSharer::add(int fd, std::uint64_t connection, const void* owner) {
+  OwnedFd copy;
+  if (settings_.duplicates) {
+    // Not below 3, so that a number that is a ticket is never 0.
+    copy = OwnedFd(::fcntl(fd, F_DUPFD_CLOEXEC, 3));
+    if (!copy) return 0;
+  }
+  const std::lock_guard lock(mutex_);
+  start_locked();
   if (const auto earlier = tickets_.find(connection); earlier != tickets_.end())
     drop(earlier->second);
-  const std::uint64_t ticket = ++last_ticket_;
-  cache_.emplace(ticket, Entry{std::move(fd), connection, owner});
+  std::uint32_t ticket = 0;
+  if (copy && settings_.dialect.number_is_ticket) {
+    ticket = static_cast<std::uint32_t>(copy.get());
+  } else {
+    do {
+      ticket = ++last_ticket_;
+    } while (ticket == 0 || cache_.contains(ticket));
+  }
+  const int number = copy ? copy.get() : fd;
+  cache_.emplace(ticket, Entry{std::move(copy), number, connection, owner});
   tickets_.emplace(connection, ticket);
   return ticket;
+}
+
+void ResourceSharer::drop_connection(std::uint64_t connection) {
+  const std::lock_guard lock(mutex_);
+  if (const auto found = tickets_.find(connection); found != tickets_.end()) drop(found->second);
 }
 
 void ResourceSharer::drop_all_of(const void* owner) {
@@ -76,7 +104,7 @@ void ResourceSharer::open_listener() {
     listener_ = OwnedFd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
     const bool open =
         ::bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0 &&
-        ::listen(listener_.get(), listener_backlog) == 0;
+        ::listen(listener_.get(), settings_.dialect.backlog) == 0;
     if (open) path_ = OwnedFd(::open(path.c_str(), O_PATH | O_CLOEXEC));
     error = errno;
   }
@@ -86,19 +114,20 @@ void ResourceSharer::open_listener() {
 }
 
 // With the mutex held.
-void ResourceSharer::drop(std::uint64_t ticket) {
+void ResourceSharer::drop(std::uint32_t ticket) {
   const auto found = cache_.find(ticket);
   tickets_.erase(found->second.connection);
   cache_.erase(found);
 }
 
-OwnedFd ResourceSharer::take(std::uint64_t ticket) {
+ResourceSharer::Entry ResourceSharer::take(std::uint32_t ticket) {
   const std::lock_guard lock(mutex_);
   const auto found = cache_.find(ticket);
   if (found == cache_.end()) throw PeerGone("a ticket that does not exist (any more)");
-  OwnedFd fd = std::move(found->second.fd);
-  drop(ticket);
-  return fd;
+  Entry entry = std::move(found->second);
+  tickets_.erase(entry.connection);
+  cache_.erase(found);
+  return entry;
 }
 
 bool ResourceSharer::set_serving(int fd) {
@@ -107,11 +136,16 @@ bool ResourceSharer::set_serving(int fd) {
   return !stopping_;
 }
 
-void ResourceSharer::serve() {
-  block_signals();
+OwnedFd ResourceSharer::accept_one() {
+  OwnedFd socket(
+      retry_eintr([&] { return ::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC); }));
+  return accepted_connection(std::move(socket), settings_.dialect);
+}
+
+/// _ResourceSharer._serve, and _serve of 2.7's reduction.
+void ResourceSharer::serve_each_anew() {
   while (true) {
-    OwnedFd connection(
-        retry_eintr([&] { return ::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC); }));
+    const OwnedFd connection = accept_one();
     if (!set_serving(connection.get())) return;
     if (!connection) {
       // At the descriptor limit the worker waits in the queue until the acceptor has closed some.
@@ -119,6 +153,7 @@ void ResourceSharer::serve() {
       continue;
     }
     try {
+      authenticate_client(connection.get(), settings_.auth, key_);
       serve_one(connection.get());
     } catch (const std::exception&) {
       // A worker that died in mid-way. Its queue's end closes what it left.
@@ -127,16 +162,52 @@ void ResourceSharer::serve() {
   }
 }
 
-// _ResourceSharer._serve, one turn: 21 system calls with the accept.
+/// The same with connections that stay. It is still one thread, which waits for all of them where the
+/// other waits for the next to come: one system call a descriptor either way.
+void ResourceSharer::serve_kept() {
+  std::vector<OwnedFd> connections;
+  std::vector<pollfd> waits{{listener_.get(), POLLIN, 0}};
+  while (true) {
+    (void)retry_eintr([&] { return ::poll(waits.data(), waits.size(), -1); });
+    for (std::size_t i = connections.size(); i > 0; --i) {
+      if (waits[i].revents == 0) continue;
+      if (!set_serving(waits[i].fd)) return;
+      bool open = true;
+      try {
+        serve_one(waits[i].fd);
+      } catch (const std::exception&) {
+        open = false;
+      }
+      if (!set_serving(-1)) return;
+      if (open) continue;
+      const auto here = static_cast<std::ptrdiff_t>(i);
+      connections.erase(connections.begin() + here - 1);
+      waits.erase(waits.begin() + here);
+    }
+    if (waits[0].revents == 0) continue;
+    OwnedFd connection = accept_one();
+    if (!set_serving(connection.get())) return;
+    if (!connection) {
+      ::poll(nullptr, 0, 1);
+      continue;
+    }
+    try {
+      authenticate_client(connection.get(), settings_.auth, key_);
+    } catch (const std::exception&) {
+      if (!set_serving(-1)) return;
+      continue;
+    }
+    if (!set_serving(-1)) return;
+    waits.push_back({connection.get(), POLLIN, 0});
+    connections.push_back(std::move(connection));
+  }
+}
+
+/// One ticket of a worker that has been let in.
 void ResourceSharer::serve_one(int connection) {
-  look_up_family(connection);
-  set_blocking(connection);
-  deliver_challenge(connection, key_);
-  answer_challenge(connection, key_);
-  RequestMessage request;
-  receive_message(connection, request.bytes.data(), request.bytes.size());
-  const OwnedFd fd = take(request.frame().key);
-  send_handle(connection, fd.get());
+  const auto request = receive_padded<TicketRequest>(connection, settings_.dialect.request_bytes);
+  const Entry entry = take(request.ticket);
+  send_handle(connection, entry.number, settings_.dialect);
 }
 
 }  // namespace c10k::multiprocessing

@@ -1,5 +1,6 @@
-// CPython's multiprocessing.resource_sharer: descriptors wait in the sending process under a
-// ticket, and one thread serves those who come for them, one at a time.
+// CPython's multiprocessing.resource_sharer (3.11) and what multiprocessing.reduction has in its place
+// (2.7): descriptors wait in the sending process under a ticket, and one thread serves those who come
+// for them, one at a time.
 #pragma once
 
 #include <signal.h>
@@ -23,7 +24,7 @@ class ResourceSharer {
  public:
   /// Opens the listener. Its path is gone from the temporary folder before the constructor returns;
   /// it is reached through path_descriptor().
-  ResourceSharer();
+  explicit ResourceSharer(const Settings& settings);
   ~ResourceSharer();
   ResourceSharer(const ResourceSharer&) = delete;
   ResourceSharer& operator=(const ResourceSharer&) = delete;
@@ -32,33 +33,42 @@ class ResourceSharer {
   /// Lent: workers connect to the listener through it.
   [[nodiscard]] int path_descriptor() const { return path_.get(); }
 
-  /// DupFd: takes `fd` over and returns its ticket. The thread starts with the first one. A
+  /// Starts the thread, if it does not run yet. CPython does so with the first ticket.
+  void start();
+  /// DupFd, and reduce_handle: takes a duplicate of `fd`, or borrows `fd` itself when there are to be no
+  /// duplicates, and returns its ticket; 0, with errno set, when this process has no number free. A
   /// connection that is handed over again replaces its earlier ticket.
-  std::uint64_t add(OwnedFd fd, std::uint64_t connection, const void* owner);
-  /// Closes what nobody has fetched of one owner's.
+  std::uint32_t add(int fd, std::uint64_t connection, const void* owner);
+  /// Closes what nobody has fetched: of one connection, and of one owner.
+  void drop_connection(std::uint64_t connection);
   void drop_all_of(const void* owner);
 
  private:
   struct Entry {
-    OwnedFd fd;
+    OwnedFd duplicate;
+    int number;
     std::uint64_t connection;
     const void* owner;
   };
 
   void open_listener();
-  void drop(std::uint64_t ticket);
-  OwnedFd take(std::uint64_t ticket);
+  void start_locked();
+  void drop(std::uint32_t ticket);
+  Entry take(std::uint32_t ticket);
+  OwnedFd accept_one();
   bool set_serving(int fd);
-  void serve();
+  void serve_each_anew();
+  void serve_kept();
   void serve_one(int connection);
 
+  Settings settings_;
   Key key_;
   OwnedFd listener_;
   OwnedFd path_;
   std::mutex mutex_;                                          // for all that follows
-  std::unordered_map<std::uint64_t, Entry> cache_;            // by ticket
-  std::unordered_map<std::uint64_t, std::uint64_t> tickets_;  // by connection
-  std::uint64_t last_ticket_ = 0;
+  std::unordered_map<std::uint32_t, Entry> cache_;            // by ticket
+  std::unordered_map<std::uint64_t, std::uint32_t> tickets_;  // by connection
+  std::uint32_t last_ticket_ = 0;
   int serving_ = -1;
   bool stopping_ = false;
   std::thread thread_;

@@ -80,6 +80,12 @@ inline std::string read_text(int fd, std::size_t size) {
   return text;
 }
 
+/// Waits for the end of the stream: true when it comes, false for a byte, an error or the patience's end.
+inline bool ends(int fd) {
+  char byte = 0;
+  return wait_readable(fd) && ::recv(fd, &byte, 1, 0) == 0;
+}
+
 /// A worker process that runs `body` on its end of a link, and the acceptor's end of it here.
 /// `body` reports by its exit code (0: well) and by bytes on its `control` socket.
 class LinkedWorker {

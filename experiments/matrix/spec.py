@@ -108,10 +108,17 @@ def _from_toml(name: str, data: dict[str, Any]) -> Matrix:
         ways.append(Way(method, options, "methods", method.split(":", 1)[0]))
     for way in server.get("way", []):
         argv = tuple(way["argv"])
-        ways.append(Way(way["name"], argv, "strategies", argv[argv.index("--strategy") + 1]))
+        ways.append(Way(way["name"], argv, *_needs(argv)))
     workloads = tuple(Workload(**{**load, "client": tuple(load["client"])}) for load in data["workload"])
     balance = bool(data.get("balance", False))
     return Matrix(name, data["summary"], data["baseline"], data["repetitions"], tuple(ways), workloads, balance)
+
+
+def _needs(argv: tuple[str, ...]) -> tuple[str, str]:
+    """What the server's list must name for these options."""
+    if "--ipc" in argv:
+        return "methods", argv[argv.index("--ipc") + 1].split(":", 1)[0]
+    return "strategies", argv[argv.index("--strategy") + 1]
 
 
 def select(matrix: Matrix, patterns: list[str], repetitions: int | None) -> Matrix:
