@@ -39,7 +39,8 @@ nlohmann::json method_rows() {
                     {"syscalls", facts.syscalls},
                     {"isolation", facts.isolation},
                     {"after_death", facts.after_death},
-                    {"kernel_dispatches", facts.kernel_dispatches}});
+                    {"kernel_dispatches", facts.kernel_dispatches},
+                    {"connections_stay", facts.connections_stay}});
   }
   return rows;
 }

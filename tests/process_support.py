@@ -383,6 +383,7 @@ class Shape:
     unsupported: str = ""  # the reason
     method: str = ""
     kernel_dispatches: bool = False
+    connections_stay: bool = False  # in the acceptor
 
     @property
     def pool(self) -> bool:
@@ -412,6 +413,7 @@ def method_shapes(loops: Iterable[str] = ("",)) -> list[Shape]:
             row["reason"] or reasons.get(loop, ""),
             row["name"],
             row["kernel_dispatches"],
+            row["connections_stay"],
         )
         for row in listing()["methods"]
         for loop in loops
