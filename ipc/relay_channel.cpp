@@ -76,6 +76,7 @@ void RelayChannel::step() {
     if ((event.events & (EPOLLIN | hung_up)) != 0) read_local(id, (event.events & EPOLLHUP) != 0);
   }
   flush();
+  resume_congested();
 }
 
 void RelayChannel::flush() {
@@ -94,11 +95,18 @@ void RelayChannel::flush() {
   if (ended()) return;
   if (broken_) out_.clear();
   register_channel();
-  if (out_.size() >= write_early) return;
-  for (const std::uint32_t id : std::exchange(congested_, {})) {
+}
+
+/// In their order and only as far as there is room: to register all would be to take most out again.
+void RelayChannel::resume_congested() {
+  if (congested_.empty()) return;
+  while (!ended() && !congested_.empty() && !congested()) {
+    const std::uint32_t id = congested_.front();
+    congested_.pop_front();
     streams_[id].congested = false;
-    register_local(id);
+    read_local(id, false);
   }
+  flush();
 }
 
 void RelayChannel::end() {
@@ -110,6 +118,7 @@ void RelayChannel::end() {
   }
   in_use_ = unanswered_ = 0;
   opened_.clear();
+  congested_.clear();
   out_.clear();
   in_.clear();
 }
@@ -364,7 +373,8 @@ void RelayChannel::register_local(std::uint32_t id) {
 }
 
 void RelayChannel::register_channel() {
-  const std::uint32_t interest = out_.size() == 0 ? EPOLLIN : EPOLLIN | EPOLLOUT;
+  const bool writes = out_.size() != 0 || !congested_.empty();
+  const std::uint32_t interest = writes ? EPOLLIN | EPOLLOUT : EPOLLIN;
   if (interest == channel_interest_) return;
   epoll_event event{.events = interest, .data = {.u64 = channel_key}};
   const int operation = channel_interest_ == 0 ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;

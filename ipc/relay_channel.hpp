@@ -3,14 +3,15 @@
 // Each side has a local socket for every stream (the acceptor the client's, the worker one end of a
 // pair) and shovels between them and the channel. A side may send `window` bytes of a stream
 // beyond what the other has passed on, so nobody's buffer grows without bound and a slow reader stops
-// only its own stream. What is read goes straight into the channel's next write, so that a turn costs one write
-// and one read of the channel however many streams move.
+// only its own stream. What is read goes straight into the channel's next write, so that a turn costs
+// one write and one read of the channel however many streams move.
 #pragma once
 
 #include <sys/epoll.h>
 
 #include <array>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <span>
@@ -116,6 +117,7 @@ class RelayChannel {
   void release_if_closed(std::uint32_t id);
   void register_local(std::uint32_t id);
   void register_channel();
+  void resume_congested();
 
   Side side_;
   OnOpen on_open_;
@@ -126,8 +128,8 @@ class RelayChannel {
   std::vector<Stream> streams_;
   std::vector<std::uint32_t> free_;
   std::vector<std::uint32_t> opened_;  // and not yet confirmed
-  std::vector<std::uint32_t>
-      congested_;  // wait for room; may name a stream twice, or one that is gone
+  /// Wait for the channel to have room; may name a stream twice, or one that is gone.
+  std::deque<std::uint32_t> congested_;
   std::size_t unanswered_ = 0;
   std::size_t in_use_ = 0;
   ByteQueue in_;
