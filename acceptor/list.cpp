@@ -40,6 +40,7 @@ nlohmann::json method_rows() {
                     {"isolation", facts.isolation},
                     {"after_death", facts.after_death},
                     {"kernel_dispatches", facts.kernel_dispatches},
+                    {"connections_stay", facts.connections_stay},
                     {"chosen_by", facts.kernel_dispatches ? "kernel"
                                   : facts.shared_channel  ? "workers"
                                                           : "acceptor"}});

@@ -134,7 +134,8 @@ std::optional<ServerOptions> parse_server_options(int argc, char** argv) {
   if (pool) {
     options.most_in_hand_off = (limit - own) / (1 + options.method.entry->descriptors_in_flight);
   }
-  const bool one_process_holds_all = options.strategy->run == run_single_server;
+  const bool one_process_holds_all = options.strategy->run == run_single_server ||
+                                     (pool && options.method.entry->connections_stay);
   if (one_process_holds_all && options.worker.max_connections > limit - own) {
     throw UsageError(fmt::format(
         "--max-connections: {} connections do not fit into RLIMIT_NOFILE {}; give at most {}",

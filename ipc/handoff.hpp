@@ -106,6 +106,9 @@ class ConnectionSource {
   virtual ReceiveResult receive(std::span<Received> batch) = 0;
   /// True when several workers wait on the same open file and only one should wake up.
   [[nodiscard]] virtual bool exclusive_wake_up() const { return false; }
+  /// True while a connection that receive() has returned lives on this source: a worker that drains
+  /// must go on calling receive(), even when its handler has closed the descriptor.
+  [[nodiscard]] virtual bool in_use() const { return false; }
   /// How many connections this worker has open by now: for a kernel that dispatches by load.
   virtual void report_load(std::uint64_t /*connections*/) {}
 };
@@ -168,6 +171,9 @@ struct MethodFacts {
   bool shared_table = false;  ///< Workers have the acceptor's descriptor table (Table::shared).
   /// Descriptors that the sink needs, beside the acceptor's copy, for each connection in flight.
   std::size_t descriptors_in_flight = 0;
+  /// The acceptor keeps each connection for its whole life, which costs it a descriptor, and its death
+  /// ends them all.
+  bool connections_stay = false;
   bool listener_per_worker = false;  ///< Each worker has its own listener (SO_REUSEPORT).
   /// Option strings worth testing beside the default, such as "auth=off".
   std::vector<std::string_view> variants = {};

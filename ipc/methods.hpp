@@ -14,6 +14,7 @@ MethodEntry queue_python3();
 MethodEntry pidfd_ring();
 MethodEntry pidfd_mq();
 MethodEntry shared_table();
+MethodEntry relay();
 MethodEntry reuseport();
 MethodEntry inherited_listener();
 

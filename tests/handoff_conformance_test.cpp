@@ -107,7 +107,7 @@ TEST_P(HandoffMethods, BytesRoundTripAndUnreadBytesArrive) {
   LinkedWorker worker(method(), request(), [&](ConnectionSource& source, int control) {
     const bool all = receive_all(source, 3, [&](Received& connection) {
       say(control, 'r');
-      const std::string text = read_text(connection.fd.get(), 5);
+      const std::string text = read_text(source, connection.fd.get(), 5);
       send_text(connection.fd.get(), text + "!");
     });
     return all ? 0 : 1;
@@ -115,8 +115,8 @@ TEST_P(HandoffMethods, BytesRoundTripAndUnreadBytesArrive) {
   for (int i = 0; i < 3; ++i) {
     const std::string sent = fmt::format("ping{}", i);
     const OwnedFd client = deliver(worker, static_cast<std::uint64_t>(i), sent);
-    EXPECT_EQ(read_text(client.get(), 6), sent + "!");
-    EXPECT_TRUE(ends(client.get())) << "a copy is still open somewhere";
+    EXPECT_EQ(worker.read_client(client.get(), 6), sent + "!");
+    EXPECT_TRUE(worker.client_ends(client.get())) << "a copy is still open somewhere";
   }
   EXPECT_EQ(worker.exit_code(), 0);
 }
@@ -130,7 +130,8 @@ TEST_P(HandoffMethods, ArrivesCloseOnExecAndNonBlockingAndIsCountedBack) {
       if ((::fcntl(connection.fd.get(), F_GETFD) & FD_CLOEXEC) == 0) code = 2;
       if ((::fcntl(connection.fd.get(), F_GETFL) & O_NONBLOCK) == 0) code = 3;
     });
-    if (!shared_table() && open_descriptors() != before) code = 4;
+    const auto all_back = [&] { return open_descriptors() == before; };
+    if (!shared_table() && !attend_until(source, all_back)) code = 4;
     return all ? code : 1;
   });
   for (std::uint64_t i = 0; i < 2; ++i) deliver(worker, i, "x");

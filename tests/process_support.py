@@ -385,6 +385,7 @@ class Shape:
     method: str = ""
     kernel_dispatches: bool = False
     chosen_by: str = ""
+    connections_stay: bool = False  # in the acceptor
 
     @property
     def pool(self) -> bool:
@@ -415,6 +416,7 @@ def method_shapes(loops: Iterable[str] = ("",)) -> list[Shape]:
             row["name"],
             row["kernel_dispatches"],
             row["chosen_by"],
+            row["connections_stay"],
         )
         for row in listing()["methods"]
         for loop in loops

@@ -86,6 +86,31 @@ inline bool ends(int fd) {
   return wait_readable(fd) && ::recv(fd, &byte, 1, 0) == 0;
 }
 
+using Slots = std::array<Received, receive_room>;
+
+/// In the worker: lets a source that its connections live on move their bytes, until `done`; false when
+/// the patience ends. Nothing may arrive meanwhile.
+inline bool attend_until(ConnectionSource& source, const std::function<bool()>& done) {
+  Slots slots;
+  while (!done()) {
+    if (!wait_readable(source.fd())) return false;
+    const ReceiveResult result = source.receive(slots);
+    if (result.received + result.refused != 0) return false;
+    if (result.state == Channel::closed) return done();
+  }
+  return true;
+}
+
+/// In the worker: read_text() from a connection that may live on its source.
+inline std::string read_text(ConnectionSource& source, int fd, std::size_t size) {
+  std::string text(size, '\0');
+  const auto all = [&] {
+    return ::recv(fd, text.data(), size, MSG_PEEK) == static_cast<ssize_t>(size);
+  };
+  if (source.in_use() && !attend_until(source, all)) return {};
+  return read_text(fd, size);
+}
+
 /// A worker process that runs `body` on its end of a link, and the acceptor's end of it here.
 /// `body` reports by its exit code (0: well) and by bytes on its `control` socket.
 class LinkedWorker {
@@ -100,7 +125,8 @@ class LinkedWorker {
     child_ = ChildProcess::fork(
         [&] {
           const auto source = link->worker_end();
-          return body(*source, theirs.get());
+          const int code = body(*source, theirs.get());
+          return attend_until(*source, [&] { return !source->in_use(); }) ? code : 100;
         },
         keep, SIGKILL, method.entry->shared_table ? Table::shared : Table::own);
     link->leave_to_worker(std::move(theirs));
@@ -127,6 +153,18 @@ class LinkedWorker {
     if (!wait_attending(control_.get()) || ::recv(control_.get(), &what, 1, 0) != 1) return 0;
     return what;
   }
+  /// read_text() from a client whose bytes the sink may have to move.
+  std::string read_client(int fd, std::size_t size) {
+    std::string text;
+    while (text.size() < size && wait_attending(fd)) {
+      const std::string more = read_text(fd, 1);
+      if (more.empty()) break;
+      text += more;
+    }
+    return text;
+  }
+  /// ends() for such a client.
+  bool client_ends(int fd) { return wait_attending(fd) && ends(fd); }
   [[nodiscard]] int exit_code() {
     if (!child_.running() || !wait_attending(child_.pidfd())) return -1;
     const ChildExit exit = child_.wait();
@@ -164,8 +202,6 @@ inline char hear(int control) {
   if (!wait_readable(control) || ::recv(control, &what, 1, 0) != 1) return 0;
   return what;
 }
-
-using Slots = std::array<Received, receive_room>;
 
 /// In the worker: receives until `count` have come or been refused, calling `each`; false when the
 /// source closed or stalled first.

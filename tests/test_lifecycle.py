@@ -235,6 +235,38 @@ class WorkerDeath(unittest.TestCase):
         self.assertEqual(report["worker_deaths"], 1)
 
 
+class StuckWorker(unittest.TestCase):
+    """Fault 6, with connections that the worker has already."""
+
+    @for_each(method_shapes)
+    def test_what_clients_send_meanwhile_is_bounded_and_arrives(self, shape: Shape) -> None:
+        data = bytes(range(256)) * 2048
+        with shape.start(workers=1) as server, connections(server.address, scaled(100, 20)) as socks:
+            for sock in socks:
+                echo(sock)
+            before = support.rss_bytes(server.pid)
+            worker = server.worker_pid(0)
+            support.stop_process(worker)
+            sent = []
+            for sock in socks:
+                sock.settimeout(0.01)  # nothing announces that no more is taken
+                count = 0
+                with contextlib.suppress(TimeoutError):
+                    while count < len(data):
+                        count += sock.send(data[count:])
+                sent.append(count)
+            ticks = support.cpu_ticks(server.pid)
+            self.assertFalse(server.has_ended(0.3))
+            self.assertLess(support.cpu_ticks(server.pid) - ticks, scaled(6, 12), "ticks in 0.3 s")
+            self.assertLess(support.rss_bytes(server.pid) - before, scaled(4, 32) << 20, "bytes")
+            os.kill(worker, signal.SIGCONT)
+            for sock, count in zip(socks, sent):
+                sock.settimeout(BOUND_S)
+                self.assertEqual(support.receive_exactly(sock, count), data[:count])
+            close_all(socks)
+            self.assertEqual(server.finish().report["books"]["served"], len(socks))
+
+
 class AcceptorDeath(unittest.TestCase):
     """Fault 15."""
 
@@ -259,7 +291,10 @@ class AcceptorDeath(unittest.TestCase):
             server.signal(signal.SIGKILL)
             self.assertTrue(server.has_ended(BOUND_S))
             for sock in socks:
-                echo(sock)
+                if shape.connections_stay:
+                    self.assertTrue(ended(sock))
+                else:
+                    echo(sock)
             close_all(socks)
             wait_until(lambda: not server.group(), "all processes have ended", 15)
 

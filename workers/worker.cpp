@@ -98,6 +98,7 @@ void Worker::take_batch() {
   report_active();
   if (result.refused != 0 || result.state == Channel::starved) pause();
   if (result.state == Channel::closed) drain();
+  end_if_drained();
 }
 
 void Worker::pause() {
@@ -121,7 +122,7 @@ void Worker::report_active() {
 
 void Worker::count_closed() {
   report_active();
-  if (draining_ && service_.active() == 0) loop_.stop();
+  end_if_drained();
 }
 
 void Worker::drain() {
@@ -136,10 +137,15 @@ void Worker::drain() {
       take_batch();
     } while (counters_.accepted.get() != before && before < last);
   }
-  stop_taking();
-  source_.reset();
   draining_ = true;
   loop_.after(options_.drain_timeout_ns, [this] { end_drain(); });
+  end_if_drained();
+}
+
+void Worker::end_if_drained() {
+  if (!draining_ || (source_ && source_->in_use())) return;
+  stop_taking();
+  source_.reset();
   if (service_.active() == 0) loop_.stop();
 }
 

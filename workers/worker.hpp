@@ -53,6 +53,7 @@ class Worker : public EventHandler {
   [[nodiscard]] Interest source_interest(bool read) const;
   void stop_taking();
   void count_closed();
+  void end_if_drained();
   void report_active();
 
   WorkerOptions options_;
