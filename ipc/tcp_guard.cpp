@@ -28,7 +28,7 @@ OwnedFd create_map() {
   bpf_attr attributes{};
   attributes.map_type = BPF_MAP_TYPE_HASH;
   attributes.key_size = sizeof(TcpTuple);
-  attributes.value_size = sizeof(std::uint64_t);
+  attributes.value_size = sizeof(DroppedSegments);
   attributes.max_entries = most_tuples;
   return OwnedFd(static_cast<int>(
       checked([&] { return bpf(BPF_MAP_CREATE, attributes); }, "bpf BPF_MAP_CREATE")));
@@ -37,7 +37,8 @@ OwnedFd create_map() {
 // ---- the filter; bpf-helpers(7) has the helpers ----
 
 constexpr std::uint8_t r0 = BPF_REG_0, r1 = BPF_REG_1, r2 = BPF_REG_2, r3 = BPF_REG_3,
-                       r4 = BPF_REG_4, r5 = BPF_REG_5, r6 = BPF_REG_6, fp = BPF_REG_10;
+                       r4 = BPF_REG_4, r5 = BPF_REG_5, r6 = BPF_REG_6, r7 = BPF_REG_7,
+                       r8 = BPF_REG_8, r9 = BPF_REG_9, fp = BPF_REG_10;
 
 constexpr bpf_insn instruction(int code, std::uint8_t to, std::uint8_t from, int offset,
                                int value) {
@@ -64,12 +65,26 @@ constexpr bpf_insn store(int size, int at, int value) {
 constexpr bpf_insn call(int helper) {
   return instruction(BPF_JMP | BPF_CALL, 0, 0, 0, helper);
 }
-constexpr bpf_insn skip_if_zero(std::uint8_t reg, int instructions) {
-  return instruction(BPF_JMP | BPF_JEQ | BPF_K, reg, 0, instructions, 0);
+/// Skips instructions when the comparison with a constant holds.
+constexpr bpf_insn jump(int comparison, std::uint8_t reg, int value, int instructions) {
+  return instruction(BPF_JMP | comparison, reg, 0, instructions, value);
+}
+constexpr bpf_insn load(int size, std::uint8_t to, std::uint8_t from, int offset) {
+  return instruction(BPF_LDX | BPF_MEM | size, to, from, offset, 0);
 }
 constexpr bpf_insn skip(int instructions) {
   return instruction(BPF_JMP | BPF_JA, 0, 0, instructions, 0);
 }
+
+/// The filter's answer: how much of the segment is to be kept.
+constexpr int drop = 0;
+constexpr int keep_all = 0x7FFF'FFFF;
+constexpr std::array<bpf_insn, 2> leave_with(int answer) {
+  return {set(r0, answer), instruction(BPF_JMP | BPF_EXIT, 0, 0, 0, 0)};
+}
+
+/// CHECKSUM_BREAK of linux/skbuff.h: the checksum of a segment up to this size is verified on arrival.
+constexpr int largest_verified = 76;
 
 /// Where the tuple is put together: on the stack, below the first byte of the IP header.
 constexpr int first_byte = -8;
@@ -101,9 +116,9 @@ std::vector<bpf_insn> filter(int map) {
   append(words);
   append(load_ip(0, first_byte, 1));
   // Version 6 skips what is for version 4, which ends with a skip over what is for 6.
-  append(std::array{instruction(BPF_LDX | BPF_MEM | BPF_B, r0, fp, first_byte, 0),
+  append(std::array{load(BPF_B, r0, fp, first_byte),
                     instruction(BPF_ALU64 | BPF_RSH | BPF_K, r0, 0, 0, 4),
-                    instruction(BPF_JMP | BPF_JEQ | BPF_K, r0, 0, 7 + 7 + 3, 6)});
+                    jump(BPF_JEQ | BPF_K, r0, 6, 7 + 7 + 3)});
   append(load_ip(12, tuple_at + 12, 4));
   append(load_ip(16, tuple_at + 28, 4));
   append(std::array{store(BPF_H, tuple_at + 10, 0xFFFF), store(BPF_H, tuple_at + 26, 0xFFFF),
@@ -115,11 +130,43 @@ std::vector<bpf_insn> filter(int map) {
   // The map's number takes two instructions.
   append(std::array{instruction(BPF_LD | BPF_DW | BPF_IMM, r1, BPF_PSEUDO_MAP_FD, 0, map),
                     instruction(0, 0, 0, 0, 0), move(r2, fp), add(r2, tuple_at),
-                    call(BPF_FUNC_map_lookup_elem), skip_if_zero(r0, 4), set(r1, 1),
-                    instruction(BPF_STX | BPF_ATOMIC | BPF_DW, r0, r1, 0, BPF_ADD), set(r0, 0),
-                    instruction(BPF_JMP | BPF_EXIT, 0, 0, 0, 0),
-                    // Not in the set: keep all of it.
-                    set(r0, 0x7FFF'FFFF), instruction(BPF_JMP | BPF_EXIT, 0, 0, 0, 0)});
+                    call(BPF_FUNC_map_lookup_elem), jump(BPF_JNE | BPF_K, r0, 0, 2)});
+  append(leave_with(keep_all));
+  // In the set. The first segment to be dropped is looked at further, by one processor only.
+  append(std::array{move(r7, r0), set(r1, 1),
+                    instruction(BPF_STX | BPF_ATOMIC | BPF_DW, r7, r1,
+                                offsetof(DroppedSegments, count), BPF_ADD | BPF_FETCH),
+                    jump(BPF_JEQ | BPF_K, r1, 0, 2)});
+  append(leave_with(drop));
+  append(std::array{load(BPF_W, r8, r6, offsetof(__sk_buff, len)),
+                    jump(BPF_JLE | BPF_K, r8, largest_verified, 2)});
+  append(leave_with(drop));
+  append(std::array{move(r1, r6), set(r2, 0), move(r3, fp), add(r3, tuple_at), set(r4, 16),
+                    call(BPF_FUNC_skb_load_bytes), jump(BPF_JEQ | BPF_K, r0, 0, 2)});
+  append(leave_with(drop));
+  // Of the flags, ACK and perhaps PSH.
+  append(std::array{load(BPF_B, r9, fp, tuple_at + 13),
+                    instruction(BPF_ALU64 | BPF_AND | BPF_K, r9, 0, 0, ~0x08),
+                    jump(BPF_JEQ | BPF_K, r9, 0x10, 2)});
+  append(leave_with(drop));
+  // Behind the header, whose length is in words, there must be data.
+  append(std::array{
+      load(BPF_B, r9, fp, tuple_at + 12), instruction(BPF_ALU64 | BPF_RSH | BPF_K, r9, 0, 0, 4),
+      instruction(BPF_ALU64 | BPF_LSH | BPF_K, r9, 0, 0, 2),
+      instruction(BPF_ALU64 | BPF_SUB | BPF_X, r8, r9, 0, 0), jump(BPF_JSGE | BPF_K, r8, 1, 2)});
+  append(leave_with(drop));
+  append(std::array{jump(BPF_JLE | BPF_K, r8, sizeof DroppedSegments::bytes, 2)});
+  append(leave_with(drop));
+  append(std::array{move(r1, r6), move(r2, r9), move(r3, r7),
+                    add(r3, offsetof(DroppedSegments, bytes)), move(r4, r8),
+                    call(BPF_FUNC_skb_load_bytes), jump(BPF_JEQ | BPF_K, r0, 0, 2)});
+  append(leave_with(drop));
+  // The size last: who sees it finds the rest complete.
+  append(std::array{
+      load(BPF_W, r1, fp, tuple_at + 4),
+      instruction(BPF_STX | BPF_MEM | BPF_W, r7, r1, offsetof(DroppedSegments, sequence), 0),
+      instruction(BPF_STX | BPF_MEM | BPF_W, r7, r8, offsetof(DroppedSegments, size), 0)});
+  append(leave_with(drop));
   return code;
 }
 
@@ -183,26 +230,32 @@ void TcpGuard::detach(int socket) {
 }
 
 bool TcpGuard::insert(const TcpTuple& tuple) const {
-  const std::uint64_t none = 0;
-  bpf_attr attributes{};
-  attributes.map_fd = static_cast<std::uint32_t>(map_.get());
-  attributes.key = address_of(tuple.data());
-  attributes.value = address_of(&none);
-  if (retry_eintr([&] { return bpf(BPF_MAP_UPDATE_ELEM, attributes); }) == 0) return true;
+  const DroppedSegments none;
+  if (on_tuple(BPF_MAP_UPDATE_ELEM, tuple, &none)) return true;
   if (errno == E2BIG || errno == ENOMEM) return false;
   throw_system_error(errno, "bpf BPF_MAP_UPDATE_ELEM");
 }
 
-bool TcpGuard::remove(const TcpTuple& tuple) const {
-  std::uint64_t dropped = 0;
+DroppedSegments TcpGuard::dropped(const TcpTuple& tuple) const {
+  DroppedSegments segments;
+  if (!on_tuple(BPF_MAP_LOOKUP_ELEM, tuple, &segments) && errno != ENOENT)
+    throw_system_error(errno, "bpf BPF_MAP_LOOKUP_ELEM");
+  return segments;
+}
+
+std::uint64_t TcpGuard::remove(const TcpTuple& tuple) const {
+  DroppedSegments segments;
+  if (!on_tuple(BPF_MAP_LOOKUP_AND_DELETE_ELEM, tuple, &segments) && errno != ENOENT)
+    throw_system_error(errno, "bpf BPF_MAP_LOOKUP_AND_DELETE_ELEM");
+  return segments.count;
+}
+
+bool TcpGuard::on_tuple(int command, const TcpTuple& tuple, const DroppedSegments* value) const {
   bpf_attr attributes{};
   attributes.map_fd = static_cast<std::uint32_t>(map_.get());
   attributes.key = address_of(tuple.data());
-  attributes.value = address_of(&dropped);
-  if (retry_eintr([&] { return bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, attributes); }) == 0)
-    return dropped != 0;
-  if (errno == ENOENT) return false;
-  throw_system_error(errno, "bpf BPF_MAP_LOOKUP_AND_DELETE_ELEM");
+  attributes.value = address_of(value);
+  return retry_eintr([&] { return bpf(static_cast<bpf_cmd>(command), attributes); }) == 0;
 }
 
 }  // namespace c10k

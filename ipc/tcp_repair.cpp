@@ -8,7 +8,7 @@
 //              listener drops it, and the client sends it again (guard=off shows what happens without)
 // Kernel       5.14 (SO_BUF_LOCK, BPF_MAP_LOOKUP_AND_DELETE_ELEM on a hash)
 // Privilege    CAP_NET_ADMIN in both processes, and CAP_BPF (or CAP_SYS_ADMIN) for the filter
-// System calls about 29 in the acceptor, 27 in the worker
+// System calls 29 in the acceptor, 29 in the worker, for a connection whose queues are empty
 // Ownership    the acceptor's copy is an empty socket while the snapshot is under way; the sink keeps the
 //              snapshot, and puts it back into the copy, until the worker has rebuilt the connection
 // Death        a worker's: its half-built connection says nothing to the client (repair mode), and the
@@ -20,48 +20,34 @@
 // Not dumped   a connection that is not ESTABLISHED (its client has closed its side, or reset it) or has an
 //              urgent mark in its queue cannot be rebuilt: it goes as a descriptor through the same pair,
 //              and the worker finds the end or the error that anybody would find
-// Cost         a segment dropped in the gap is sent again after the client's retransmission timeout: 200 ms
-//              at first, whatever the round trip
+// Cost         a segment that comes in the gap is dropped, and sent again after the client's retransmission
+//              timeout: 200 ms at first, whatever the round trip. The filter keeps the first one if it is
+//              small, and then it costs nothing
 // Man pages    tcp(7) does not have it: net/ipv4/tcp.c, and CRIU's libsoccr; unix(7), memfd_create(2), bpf(2)
 #include <linux/sockios.h>
 #include <poll.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/uio.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <cstring>
 #include <deque>
-#include <stdexcept>
 
 #include "ipc/methods.hpp"
 #include "ipc/process.hpp"
 #include "ipc/shared_memory.hpp"
 #include "ipc/syscall.hpp"
-#include "ipc/tcp_snapshot.hpp"
+#include "ipc/tcp_message.hpp"
 
 namespace c10k {
 namespace {
 
-constexpr std::uint32_t expected_magic = 0x52504154;  // "TAPR"
-constexpr std::size_t most_inline = std::size_t{16} * 1024;
 /// Sent and not known to have been rebuilt or refused; what the worker says about each fits a ring.
 constexpr std::size_t most_in_flight = 1024;
 /// Bytes of queues in the snapshots that one sink keeps; a larger one goes when it is the only one.
 constexpr std::size_t most_kept_bytes = std::size_t{32} << 20;
 constexpr std::size_t rebuilds_per_call = 32;
-
-enum class Kind : std::uint32_t { snapshot, snapshot_in_memfd, descriptor };
-
-struct Header {
-  std::uint32_t magic = expected_magic;
-  Kind kind = Kind::snapshot;
-  ConnectionTag tag;
-  TcpState state;
-};
-static_assert(std::is_trivially_copyable_v<Header>);
 
 /// What the worker says to the sink; it is the only writer.
 struct Progress {
@@ -69,66 +55,6 @@ struct Progress {
   std::array<std::atomic<bool>, most_in_flight> refused{};  ///< by message, modulo the size
 };
 using SharedProgress = std::shared_ptr<SharedArray<Progress>>;
-
-OwnedFd memfd_with(std::span<const std::byte> bytes) {
-  OwnedFd file(static_cast<int>(checked([] { return ::memfd_create("tcp-queues", MFD_CLOEXEC); },
-                                        "memfd_create tcp-queues")));
-  while (!bytes.empty()) {
-    const ssize_t written =
-        checked([&] { return ::write(file.get(), bytes.data(), bytes.size()); }, "write memfd");
-    bytes = bytes.subspan(static_cast<std::size_t>(written));
-  }
-  return file;
-}
-
-std::vector<std::byte> bytes_of(int memfd, std::size_t size) {
-  std::vector<std::byte> bytes(size);
-  std::size_t got = 0;
-  while (got < size) {
-    const ssize_t n = checked(
-        [&] { return ::pread(memfd, bytes.data() + got, size - got, static_cast<off_t>(got)); },
-        "pread memfd");
-    if (n == 0) throw std::runtime_error("pread: a snapshot shorter than it says");
-    got += static_cast<std::size_t>(n);
-  }
-  return bytes;
-}
-
-/// One message, with a descriptor beside it or without (-1).
-Channel send_message(int socket, const Header& header, std::span<const std::byte> inline_bytes,
-                     int descriptor) {
-  std::array<iovec, 2> parts{{{const_cast<Header*>(&header), sizeof header},
-                              {const_cast<std::byte*>(inline_bytes.data()), inline_bytes.size()}}};
-  alignas(cmsghdr) std::byte control[CMSG_SPACE(sizeof(int))]{};
-  msghdr message{};
-  message.msg_iov = parts.data();
-  message.msg_iovlen = parts.size();
-  if (descriptor >= 0) {
-    message.msg_control = control;
-    message.msg_controllen = sizeof control;
-    cmsghdr* rights = CMSG_FIRSTHDR(&message);
-    rights->cmsg_level = SOL_SOCKET;
-    rights->cmsg_type = SCM_RIGHTS;
-    rights->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(rights), &descriptor, sizeof descriptor);
-  }
-  if (retry_eintr([&] { return ::sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT); }) >= 0)
-    return Channel::more;
-  switch (errno) {
-    case EAGAIN:
-      return Channel::would_block;
-    case ENOBUFS:
-    case ENOMEM:
-    case ETOOMANYREFS:
-      return Channel::starved;
-    case ECONNRESET:
-    case ENOTCONN:
-    case EPIPE:
-      return Channel::closed;
-    default:
-      throw_system_error(errno, "sendmsg a snapshot to {}", socket);
-  }
-}
 
 class RepairSink : public ConnectionSink {
  public:
@@ -232,30 +158,16 @@ class RepairSink : public ConnectionSink {
 
   Channel send_one(const Handover& handover) {
     if (!has_room()) return Channel::would_block;
-    Header header{.tag = handover.tag, .state = {}};
     Kept kept{.sequence = sent_, .fd = handover.fd, .id = handover.tag.id, .snapshot = {}};
-    OwnedFd queues;
     if (std::optional<TcpSnapshot> snapshot = freeze_tcp(handover.fd, *guard_)) {
       kept.snapshot = std::move(*snapshot);
-      kept.dumped = true;
-      if (kept.snapshot.queues.size() > most_inline) queues = memfd_with(kept.snapshot.queues);
-      if (!silence_tcp(handover.fd, kept.snapshot)) {
-        // Bytes have been acknowledged that are nowhere now. The connection must not go on without them:
-        // its client sees a reset, and the worker the socket that had it.
-        reset_tcp(handover.fd, kept.snapshot.state, *guard_);
-        kept.dumped = false;
-      }
+      kept.dumped = silence_tcp(handover.fd, kept.snapshot);
+      // Else bytes have been acknowledged that are nowhere now. The connection must not go on without
+      // them: its client sees a reset, and the worker the socket that had it.
+      if (!kept.dumped) reset_tcp(handover.fd, kept.snapshot.state, *guard_);
     }
-    Channel state = Channel::more;
-    if (kept.dumped) {
-      header.kind = queues ? Kind::snapshot_in_memfd : Kind::snapshot;
-      header.state = kept.snapshot.state;
-      const auto bytes = queues ? std::span<const std::byte>{} : kept.snapshot.queues;
-      state = send_message(socket_.get(), header, bytes, queues.get());
-    } else {
-      header.kind = Kind::descriptor;
-      state = send_message(socket_.get(), header, {}, handover.fd);
-    }
+    const Channel state = kept.dumped ? send_snapshot(socket_.get(), handover.tag, kept.snapshot)
+                                      : send_descriptor(socket_.get(), handover.tag, handover.fd);
     if (state != Channel::more) {
       const int error = errno;
       // When that fails too, the next attempt hands on a socket that says so.
@@ -345,59 +257,30 @@ class RepairSource : public ConnectionSource {
   enum class Arrival : std::uint8_t { connection, refused, none, end };
 
   Arrival receive_one(Received& arrived) {
-    std::array<iovec, 2> parts{{{&header_, sizeof header_}, {inline_.data(), inline_.size()}}};
-    alignas(cmsghdr) std::byte control[CMSG_SPACE(sizeof(int))];
-    msghdr message{};
-    message.msg_iov = parts.data();
-    message.msg_iovlen = parts.size();
-    message.msg_control = control;
-    message.msg_controllen = sizeof control;
-    const ssize_t size = retry_eintr(
-        [&] { return ::recvmsg(socket_.get(), &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT); });
-    if (size < 0) {
-      if (errno == EAGAIN) return Arrival::none;
-      if (errno == ECONNRESET) return Arrival::end;
-      throw_system_error(errno, "recvmsg from {}", socket_.get());
+    TcpMessage message;
+    switch (receive_message(socket_.get(), message)) {
+      case Channel::more:
+        break;
+      case Channel::closed:
+        return Arrival::end;
+      default:
+        return Arrival::none;
     }
-    OwnedFd beside;
-    if (const cmsghdr* rights = CMSG_FIRSTHDR(&message); rights != nullptr) {
-      int fd = -1;
-      if (rights->cmsg_type == SCM_RIGHTS && rights->cmsg_len == CMSG_LEN(sizeof fd))
-        std::memcpy(&fd, CMSG_DATA(rights), sizeof fd);
-      beside = OwnedFd(fd);
-    }
-    if (size == 0) return Arrival::end;
-    const std::size_t inline_size = static_cast<std::size_t>(size) - sizeof header_;
-    const bool in_message = header_.kind == Kind::snapshot;
-    const bool whole = static_cast<std::size_t>(size) >= sizeof header_ &&
-                       (message.msg_flags & MSG_TRUNC) == 0 && header_.magic == expected_magic &&
-                       header_.kind <= Kind::descriptor &&
-                       inline_size == (in_message ? header_.state.queue_bytes() : 0);
-    if (!whole)
-      throw std::runtime_error(fmt::format("recvmsg: {} bytes that are no snapshot", size));
-
-    arrived.tag = header_.tag;
-    // At this process's descriptor limit what came beside it is gone (MSG_CTRUNC).
-    if (!in_message && !beside) return settle(Arrival::refused, EMFILE);
-    if (header_.kind == Kind::descriptor) {
-      arrived.fd = std::move(beside);
+    arrived.tag = message.tag;
+    if (message.descriptor) {
+      arrived.fd = std::move(message.descriptor);
       TcpGuard::detach(arrived.fd.get());
       return settle(Arrival::connection, 0);
     }
+    if (!message.snapshot) return settle(Arrival::refused, EMFILE);
     try {
-      const TcpState& state = header_.state;
+      const auto& [state, queues] = *message.snapshot;
       OwnedFd socket(checked(
           [&] {
             return ::socket(state.local.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
           },
           "socket TCP"));
-      if (in_message) {
-        rebuild_tcp(socket.get(), state, {inline_.data(), inline_size}, *guard_,
-                    AfterRebuild::ask_if_needed);
-      } else {
-        rebuild_tcp(socket.get(), state, bytes_of(beside.get(), state.queue_bytes()), *guard_,
-                    AfterRebuild::ask_if_needed);
-      }
+      rebuild_tcp(socket.get(), state, queues, *guard_, AfterRebuild::ask_if_needed);
       arrived.fd = std::move(socket);
     } catch (const SystemError& error) {
       // No descriptor, no memory, or another socket for the same connection. The acceptor tries again.
@@ -420,8 +303,6 @@ class RepairSource : public ConnectionSource {
   OwnedFd socket_;
   SharedProgress progress_;
   std::shared_ptr<const TcpGuard> guard_;
-  Header header_;
-  std::array<std::byte, most_inline> inline_;
   int error_ = 0;
 };
 

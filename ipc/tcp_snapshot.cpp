@@ -180,6 +180,21 @@ void restore_options(int socket, const TcpState& state) {
     set_option(socket, IPPROTO_TCP, TCP_TIMESTAMP, state.timestamp, "TCP_TIMESTAMP");
 }
 
+/// Behind the unread bytes, which are in place: those of the first segment that the guard has dropped,
+/// if they come next. The peer learns it as usual, with the next segment that it is sent; one of its own
+/// that comes before is known by its sequence number to be here already.
+bool append_dropped(int socket, const TcpState& state, const TcpGuard& guard) {
+  const TcpTuple tuple = state.tuple();
+  if (guard.dropped(tuple).size == 0) return false;
+  // Its size has been seen, so by now it is complete.
+  const DroppedSegments first = guard.dropped(tuple);
+  if (ntohl(first.sequence) != state.receive_sequence + state.unread_bytes) return false;
+  send_all(socket,
+           std::span(first.bytes).first(std::min<std::size_t>(first.size, first.bytes.size())),
+           "receive");
+  return true;
+}
+
 }  // namespace
 
 std::optional<TcpSnapshot> freeze_tcp(int socket, const TcpGuard& guard) {
@@ -198,7 +213,7 @@ std::optional<TcpSnapshot> freeze_tcp(int socket, const TcpGuard& guard) {
   if (dump(socket, snapshot)) return snapshot;
   TcpGuard::detach(socket);
   // Something that was dropped is sent again, except a reset: ask.
-  const bool dropped = guard.remove(tuple);
+  const bool dropped = guard.remove(tuple) != 0;
   set_repair(socket, dropped ? TCP_REPAIR_OFF : TCP_REPAIR_OFF_NO_WP);
   const int on = 1;
   set_option(socket, SOL_SOCKET, SO_REUSEADDR, on, "SO_REUSEADDR");
@@ -231,6 +246,7 @@ void rebuild_tcp(int socket, const TcpState& state, std::span<const std::byte> q
   const auto sent = queues.subspan(state.unread_bytes, state.sent_bytes);
   const auto unsent = queues.subspan(std::size_t{state.unread_bytes} + state.sent_bytes);
   send_all(socket, unread, "receive");
+  const bool appended = append_dropped(socket, state, guard);
   if (!sent.empty()) {
     // In repair mode they count as sent: the peer acknowledges them, or they are sent again.
     set_tcp(socket, TCP_REPAIR_QUEUE, TCP_SEND_QUEUE, "TCP_REPAIR_QUEUE");
@@ -241,10 +257,11 @@ void rebuild_tcp(int socket, const TcpState& state, std::span<const std::byte> q
   if (state.keep_alive != 0) set_option(socket, SOL_SOCKET, SO_KEEPALIVE, on, "SO_KEEPALIVE");
   if (state.no_delay != 0) set_option(socket, IPPROTO_TCP, TCP_NODELAY, on, "TCP_NODELAY");
 
-  const bool dropped = guard.remove(state.tuple());
+  // What else was dropped the peer sends again, but for a reset. An answer tells whether it is there.
+  const bool dropped_more = guard.remove(state.tuple()) > (appended ? 1 : 0);
   TcpGuard::detach(socket);
-  // What was dropped the peer sends again, but for a reset. An answer tells whether it is still there.
-  set_repair(socket, after == AfterRebuild::ask || dropped ? TCP_REPAIR_OFF : TCP_REPAIR_OFF_NO_WP);
+  set_repair(socket,
+             after == AfterRebuild::ask || dropped_more ? TCP_REPAIR_OFF : TCP_REPAIR_OFF_NO_WP);
   // Leaving repair mode clears it (SK_NO_REUSE), and without it no successor of the listener could bind.
   set_option(socket, SOL_SOCKET, SO_REUSEADDR, on, "SO_REUSEADDR");
   send_all(socket, unsent, "send");
