@@ -8,7 +8,7 @@
 //              listener drops it, and the client sends it again (guard=off shows what happens without)
 // Kernel       5.14 (SO_BUF_LOCK, BPF_MAP_LOOKUP_AND_DELETE_ELEM on a hash)
 // Privilege    CAP_NET_ADMIN in both processes, and CAP_BPF (or CAP_SYS_ADMIN) for the filter
-// System calls 29 in the acceptor, 29 in the worker, for a connection whose queues are empty
+// System calls 25 in the acceptor, 20 in the worker, for a connection whose queues are empty
 // Ownership    the acceptor's copy is an empty socket while the snapshot is under way; the sink keeps the
 //              snapshot, and puts it back into the copy, until the worker has rebuilt the connection
 // Death        a worker's: its half-built connection says nothing to the client (repair mode), and the
@@ -392,7 +392,7 @@ MethodEntry tcp_repair() {
        .options = "guard=on|off (on)",
        .kernel = "5.14",
        .privilege = "CAP_NET_ADMIN and CAP_BPF in the acceptor and in every worker",
-       .syscalls = "acceptor 29, worker 27",
+       .syscalls = "acceptor 25, worker 20",
        .isolation = "descriptors apart, but CAP_NET_ADMIN lets a worker take over any connection",
        .after_death = "nothing: the sink rebuilds what was under way in the acceptor's copies",
        .consumes_connection = true},
