@@ -43,8 +43,10 @@ Support ForeignTable::probe() {
       if (pidfd < 0) return errno;
       return ::syscall(SYS_pidfd_getfd, pidfd, STDERR_FILENO, 0) < 0 ? errno : 0;
     };
-    const int error = WEXITSTATUS(ChildProcess::fork(attempt, {}, SIGKILL).wait().status);
-    if (error == 0) return {};
+    const ChildExit exit = ChildProcess::fork(attempt, {}, SIGKILL).wait();
+    if (exit.clean()) return {};
+    if (!WIFEXITED(exit.status)) return {false, "pidfd_getfd: its process was " + exit.text()};
+    const int error = WEXITSTATUS(exit.status);
     const char* remedy =
         error == ENOSYS  ? "it needs Linux 5.6"
         : error == EPERM ? "it needs the rights of ptrace: run as root, or allow it (ptrace_scope)"

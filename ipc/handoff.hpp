@@ -169,6 +169,8 @@ struct MethodFacts {
   bool kernel_dispatches = false;  ///< Without a sink: the workers accept for themselves.
   bool shared_channel = false;     ///< All sinks lead to one channel from which the workers pull.
   bool shared_table = false;  ///< Workers have the acceptor's descriptor table (Table::shared).
+  /// send() takes the connection out of the descriptor: the same one cannot be sent twice.
+  bool consumes_connection = false;
   /// Descriptors that the sink needs, beside the acceptor's copy, for each connection in flight.
   std::size_t descriptors_in_flight = 0;
   /// The acceptor keeps each connection for its whole life, which costs it a descriptor, and its death

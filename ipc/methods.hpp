@@ -15,6 +15,7 @@ MethodEntry pidfd_ring();
 MethodEntry pidfd_mq();
 MethodEntry shared_table();
 MethodEntry relay();
+MethodEntry tcp_repair();
 MethodEntry reuseport();
 MethodEntry inherited_listener();
 

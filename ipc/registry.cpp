@@ -20,6 +20,7 @@ std::span<const MethodEntry> handoff_methods() {
       pidfd_ring(),
       pidfd_mq(),
       shared_table(),
+      tcp_repair(),
       relay(),
       reuseport(),
       inherited_listener(),
