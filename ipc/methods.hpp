@@ -11,6 +11,7 @@ MethodEntry scm_dgram();
 MethodEntry queue_python3();
 MethodEntry pidfd_ring();
 MethodEntry shared_table();
+MethodEntry seccomp_addfd();
 MethodEntry reuseport();
 MethodEntry inherited_listener();
 
