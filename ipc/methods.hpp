@@ -12,6 +12,7 @@ MethodEntry queue_python3();
 MethodEntry pidfd_ring();
 MethodEntry shared_table();
 MethodEntry seccomp_addfd();
+MethodEntry uring_msg();
 MethodEntry reuseport();
 MethodEntry inherited_listener();
 

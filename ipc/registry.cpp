@@ -9,8 +9,8 @@ namespace c10k {
 
 std::span<const MethodEntry> handoff_methods() {
   static const std::array registry{
-      scm_stream(),   scm_seqpacket(), scm_dgram(), queue_python3(),      pidfd_ring(),
-      shared_table(), seccomp_addfd(), reuseport(), inherited_listener(),
+      scm_stream(),   scm_seqpacket(), scm_dgram(), queue_python3(), pidfd_ring(),
+      shared_table(), seccomp_addfd(), uring_msg(), reuseport(),     inherited_listener(),
   };
   return registry;
 }
