@@ -10,7 +10,8 @@
 // Privilege    none: the worker sets no_new_privs, and may then filter itself
 // System calls 1 in the worker (accept4), 3 in the acceptor (poll, RECV, ADDFD) and a wake-up of each:
 //              a round trip per connection, in which the worker serves nobody. A filter also takes every
-//              other system call of the worker off the kernel's short path
+//              other system call of the worker off the kernel's short path (getppid here: 169 ns
+//              without it, 215 ns with it)
 // Ownership    the descriptor is lent by number; the copy in the worker's table is made by the worker
 //              itself, inside its accept4, or not at all
 // Death        of the worker: nothing, ADDFD says ENOENT or ESRCH and the acceptor has its copy. Of the
@@ -181,7 +182,7 @@ class SeccompSink : public ConnectionSink {
     switch (errno) {
       case ENOENT:       // the worker has died, or a signal took it out of the call: it calls again
       case ESRCH:        // the same while it was installing
-      case EINPROGRESS:  // a signal took this process out of ADDFD: the call's result is 0
+      case EINPROGRESS:  // a signal (SIGSTOP) took this process out of ADDFD, and the call returns 0
         return;
       case EMFILE:  // the worker's limit, not this process's
       case ENFILE:
@@ -292,10 +293,10 @@ class SeccompAddfd : public HandoffMethod {
           const auto source = link.worker_end();
           std::array<Received, receive_room> batch;
           pollfd bell{source->fd(), POLLIN, 0};
-          while (retry_eintr([&] { return ::poll(&bell, 1, -1); }) == 1) {
-            if (const ReceiveResult result = source->receive(batch); result.received == 1) return 0;
-          }
-          return EIO;
+          (void)retry_eintr([&] { return ::poll(&bell, 1, -1); });
+          const ReceiveResult result = source->receive(batch);
+          if (result.received == 1) return 0;
+          return result.error != 0 ? result.error : EIO;
         } catch (const SystemError& error) {
           return error.code().value();
         }
@@ -304,20 +305,19 @@ class SeccompAddfd : public HandoffMethod {
       const auto sink = link.acceptor_end(child.pidfd());
       const Handover self{STDERR_FILENO, {}};
       (void)sink->send({&self, 1});
-      const OwnedFd end = duplicate(child.pidfd());
-      while (true) {
-        std::array<pollfd, 2> entries{{{end.get(), POLLIN, 0}, {sink->attention_fd(), POLLIN, 0}}};
+      while (!has_ended(child.pidfd())) {
+        std::array<pollfd, 2> entries{
+            {{child.pidfd(), POLLIN, 0}, {sink->attention_fd(), POLLIN, 0}}};
         (void)::poll(entries.data(), entries.size(), -1);
-        if (entries[0].revents != 0) break;
-        try {
-          sink->attend();
-        } catch (const SystemError& error) {
-          return {false, fmt::format("{}; it needs Linux 5.14", error.what())};
-        }
+        sink->attend();
       }
-      const int error = WEXITSTATUS(child.wait().status);
-      if (error == 0) return {};
+      const ChildExit exit = child.wait();
+      if (exit.clean()) return {};
+      if (!WIFEXITED(exit.status)) return {false, "seccomp_unotify: a try was " + exit.text()};
+      const int error = WEXITSTATUS(exit.status);
       return {false, fmt::format("seccomp_unotify: {}; {}", ::strerror(error), remedy(error))};
+    } catch (const SystemError& error) {
+      return {false, fmt::format("{}; {}", error.what(), remedy(error.code().value()))};
     } catch (const std::exception& error) {
       return {false, error.what()};
     }
@@ -333,12 +333,12 @@ class SeccompAddfd : public HandoffMethod {
       case EBADF:
         return "the filter does not know this architecture";
       case EBUSY:
-        return "something outside has a notification listener already: run without its profile";
+        return "whoever started it has a notification listener already: run it without";
       case EPERM:
       case EACCES:
         return "something outside forbids filters: allow seccomp(2) in its profile";
       default:
-        return "it needs Linux 5.0 with CONFIG_SECCOMP_FILTER";
+        return "it needs Linux 5.14 with CONFIG_SECCOMP_FILTER";
     }
   }
 };

@@ -18,7 +18,6 @@
 //              cannot go through SCM_RIGHTS, so the worker's is made before the fork
 // Man pages    io_uring_prep_msg_ring_fd_alloc(3), io_uring_prep_fixed_fd_install(3), io_uring_enter(2),
 //              io_uring_register(2)
-#include <liburing.h>
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -29,6 +28,7 @@
 #include "ipc/methods.hpp"
 #include "ipc/number_ring.hpp"
 #include "ipc/process.hpp"
+#include "ipc/uring.hpp"
 
 namespace c10k {
 namespace {
@@ -38,82 +38,6 @@ constexpr int op_fixed_fd_install = 54;  // IORING_OP_FIXED_FD_INSTALL
 
 /// How many go in one io_uring_enter.
 constexpr unsigned most_at_once = receive_room;
-/// In user_data: not a connection's.
-constexpr std::uint64_t no_connection = ~std::uint64_t{0};
-
-/// liburing returns the negative errno.
-int check(int result, const char* call) {
-  if (result < 0) throw_system_error(-result, "{}", call);
-  return result;
-}
-
-/// A ring with its mappings.
-class Uring {
- public:
-  Uring(unsigned entries, unsigned completions, unsigned files) {
-    io_uring_params params{};
-    // One refused entry does not hold up those behind it.
-    params.flags = IORING_SETUP_CQSIZE | IORING_SETUP_SUBMIT_ALL;
-    params.cq_entries = completions;
-    check(::io_uring_queue_init_params(entries, &ring_, &params), "io_uring_setup");
-    params_ = params;
-    try {
-      check(::io_uring_register_files_sparse(&ring_, files), "io_uring_register a table of files");
-    } catch (...) {
-      ::io_uring_queue_exit(&ring_);
-      throw;
-    }
-  }
-  /// Maps a ring that another process has made.
-  Uring(OwnedFd ring, io_uring_params params) : params_(params) {
-    check(::io_uring_queue_mmap(ring.get(), &params_, &ring_), "mmap of an io_uring");
-    (void)ring.release();  // the exit closes it
-  }
-  ~Uring() { ::io_uring_queue_exit(&ring_); }
-  Uring(const Uring&) = delete;
-  Uring& operator=(const Uring&) = delete;
-
-  [[nodiscard]] int fd() const { return ring_.ring_fd; }
-  [[nodiscard]] const io_uring_params& params() const { return params_; }
-  /// A mapping holds the ring as a descriptor does: no child may inherit it.
-  void keep_from_children() { check(::io_uring_ring_dontfork(&ring_), "madvise of an io_uring"); }
-
-  /// There is always a free one: whoever fills them submits as many as there are, at the latest.
-  [[nodiscard]] io_uring_sqe* entry() { return ::io_uring_get_sqe(&ring_); }
-  /// Sets `fds.size()` slots of the table from `first` on (-1: empties it). Says nothing if it works.
-  void set_files(std::span<const int> fds, unsigned first) {
-    io_uring_sqe* sqe = entry();
-    ::io_uring_prep_files_update(sqe, const_cast<int*>(fds.data()),
-                                 static_cast<unsigned>(fds.size()), static_cast<int>(first));
-    ::io_uring_sqe_set_flags(sqe, IOSQE_CQE_SKIP_SUCCESS);
-    sqe->user_data = no_connection;
-  }
-  /// Runs all entries, and waits until there are `completions`.
-  void submit(unsigned completions) {
-    int result;
-    do {
-      result = ::io_uring_submit_and_wait(&ring_, completions);
-    } while (result == -EINTR);
-    check(result, "io_uring_enter");
-  }
-  /// Calls `each(user_data, result)` for what has completed.
-  template <typename Each>
-  void reap(Each&& each) {
-    unsigned head;
-    unsigned count = 0;
-    io_uring_cqe* cqe;
-    io_uring_for_each_cqe(&ring_, head, cqe) {
-      if (cqe->user_data == no_connection) check(cqe->res, "io_uring FILES_UPDATE");
-      each(cqe->user_data, cqe->res);
-      ++count;
-    }
-    ::io_uring_cq_advance(&ring_, count);
-  }
-
- private:
-  io_uring ring_{};
-  io_uring_params params_{};
-};
 
 /// The same number of empty slots, for set_files().
 std::span<const int> nothing(std::size_t count) {
@@ -125,9 +49,10 @@ std::span<const int> nothing(std::size_t count) {
   return {empty.data(), count};
 }
 
-/// Another time may be better for these; whatever else fails would fail again.
+/// Another time may be better for these; whatever else fails would fail again. (ECANCELED: the kernel had
+/// no thread for an entry that it had put off.)
 bool is_shortage(int error) {
-  return error == EMFILE || error == ENFILE || error == ENOMEM;
+  return error == EMFILE || error == ENFILE || error == ENOMEM || error == ECANCELED;
 }
 
 class UringSink : public ConnectionSink {
@@ -136,7 +61,7 @@ class UringSink : public ConnectionSink {
             int worker_pidfd)
       : workers_ring_(std::move(workers_ring)),
         capacity_(capacity),
-        sender_(2 * most_at_once, 2 * NumberRing::slots,
+        sender_(most_at_once + 2, 2 * NumberRing::slots,
                 static_cast<unsigned>(std::min<std::size_t>(most_at_once, capacity))),
         ring_(std::move(ring)),
         bell_(std::move(bell)),
@@ -321,8 +246,8 @@ class UringLink : public Link {
     const Handover self{STDERR_FILENO, {}};
     (void)sink.send({&self, 1});
     std::array<Received, receive_room> arrived;
-    if (source.receive(arrived).received != 1)
-      throw std::runtime_error("io_uring MSG_RING: a descriptor sent to a ring did not arrive");
+    const ReceiveResult result = source.receive(arrived);
+    if (result.received != 1) throw_system_error(result.error, "io_uring to itself");
   }
 
  private:
