@@ -16,6 +16,8 @@ MethodEntry pidfd_mq();
 MethodEntry shared_table();
 MethodEntry relay();
 MethodEntry tcp_repair();
+MethodEntry seccomp_addfd();
+MethodEntry uring_msg();
 MethodEntry reuseport();
 MethodEntry inherited_listener();
 

@@ -20,6 +20,8 @@ std::span<const MethodEntry> handoff_methods() {
       pidfd_ring(),
       pidfd_mq(),
       shared_table(),
+      seccomp_addfd(),
+      uring_msg(),
       tcp_repair(),
       relay(),
       reuseport(),

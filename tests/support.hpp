@@ -80,10 +80,13 @@ inline std::string read_text(int fd, std::size_t size) {
   return text;
 }
 
-/// Waits for the end of the stream: true when it comes, false for a byte, an error or the patience's end.
+/// Waits for the end of the connection, orderly or by a reset: true when it comes, false for a byte or
+/// the patience's end.
 inline bool ends(int fd) {
   char byte = 0;
-  return wait_readable(fd) && ::recv(fd, &byte, 1, 0) == 0;
+  if (!wait_readable(fd)) return false;
+  const ssize_t got = ::recv(fd, &byte, 1, 0);
+  return got == 0 || (got < 0 && errno == ECONNRESET);
 }
 
 using Slots = std::array<Received, receive_room>;
