@@ -1,6 +1,6 @@
 #include "experiments/handoff_bench/receiver.hpp"
 
-#include <poll.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 
@@ -17,19 +17,34 @@ class Receiver {
       : source_(source), setup_(setup), state_((*setup.state)[0]) {}
 
   int run() {
+    watch(setup_.control, true);
+    watch(source_.fd(), true);
     say(Order::ready);
     while (true) {
       state_.sleeps.store(++sleeps_, std::memory_order_release);
-      // Held, it leaves its source alone: what is sent piles up in the channel.
-      std::array<pollfd, 2> entries{
-          {{setup_.control, POLLIN, 0}, {held_ ? -1 : source_.fd(), POLLIN, 0}}};
-      checked([&] { return ::poll(entries.data(), entries.size(), -1); }, "poll");
-      if (entries[0].revents != 0 && !obey()) return 0;
-      if (entries[1].revents != 0) drain();
+      // Level-triggered, as in a worker.
+      std::array<epoll_event, 2> events{};
+      const int ready =
+          checked([&] { return ::epoll_wait(epoll_.get(), events.data(), events.size(), -1); },
+                  "epoll_wait");
+      for (int i = 0; i < ready; ++i) {
+        if (events[i].data.fd == setup_.control) {
+          if (!obey()) return 0;
+        } else if (!held_) {
+          drain();
+        }
+      }
     }
   }
 
  private:
+  void watch(int fd, bool on) const {
+    epoll_event event{.events = EPOLLIN, .data = {.fd = fd}};
+    checked(
+        [&] { return ::epoll_ctl(epoll_.get(), on ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, fd, &event); },
+        "epoll_ctl {}", fd);
+  }
+
   void say(Order order) const {
     checked([&] { return ::send(setup_.control, &order, 1, MSG_NOSIGNAL); }, "send to the sender");
   }
@@ -40,7 +55,9 @@ class Receiver {
     const auto size =
         checked([&] { return ::recv(setup_.control, &order, 1, 0); }, "recv from the sender");
     if (size == 0 || order == Order::end) return false;
+    // Held, it leaves its source alone: what is sent piles up in the channel.
     held_ = order == Order::hold;
+    watch(source_.fd(), !held_);
     if (held_) {
       say(Order::ready);
     } else if (state_.count_calls_up_to.load() > received_) {
@@ -86,6 +103,7 @@ class Receiver {
   ConnectionSource& source_;
   const ReceiverSetup& setup_;
   BenchState& state_;
+  OwnedFd epoll_{checked([] { return ::epoll_create1(EPOLL_CLOEXEC); }, "epoll_create1")};
   std::array<Received, receive_room> slots_;
   std::uint64_t received_ = 0;
   std::uint64_t sleeps_ = 0;
