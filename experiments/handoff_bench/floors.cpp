@@ -1,7 +1,9 @@
 #include "experiments/handoff_bench/floors.hpp"
 
+#include <signal.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -40,6 +42,25 @@ class DupCloseLink : public Link {
   }
   std::unique_ptr<ConnectionSource> worker_end() override { return nullptr; }
   [[nodiscard]] std::vector<int> worker_descriptors() const override { return {}; }
+};
+
+// ---- dup-close-shared: in a table of several, the kernel counts a reference for each look-up ----
+
+class DupCloseSharedSink : public DupCloseSink {
+ private:
+  ChildProcess sharer_ = ChildProcess::fork(
+      [] {
+        while (true) ::pause();
+        return 0;
+      },
+      {}, SIGKILL, Table::shared);
+};
+
+class DupCloseSharedLink : public DupCloseLink {
+ public:
+  std::unique_ptr<ConnectionSink> acceptor_end(int) override {
+    return std::make_unique<DupCloseSharedSink>();
+  }
 };
 
 // ---- ring: numbers and tags through shared memory, and no descriptor ----
@@ -103,9 +124,9 @@ struct Count {
 };
 using SharedCount = std::shared_ptr<SharedArray<Count>>;
 
-class GetfdSink : public ConnectionSink {
+class CountSink : public ConnectionSink {
  public:
-  GetfdSink(SharedCount count, Bell bell) : count_(std::move(count)), bell_(std::move(bell)) {}
+  CountSink(SharedCount count, Bell bell) : count_(std::move(count)), bell_(std::move(bell)) {}
   SendResult send(std::span<const Handover> batch) override {
     Count& count = (*count_)[0];
     count.number.store(batch.front().fd, std::memory_order_relaxed);
@@ -151,7 +172,7 @@ class GetfdSource : public ConnectionSource {
 class GetfdLink : public Link {
  public:
   std::unique_ptr<ConnectionSink> acceptor_end(int) override {
-    return std::make_unique<GetfdSink>(count_, std::move(bell_));
+    return std::make_unique<CountSink>(count_, std::move(bell_));
   }
   std::unique_ptr<ConnectionSource> worker_end() override {
     return std::make_unique<GetfdSource>(count_, std::move(bell_), sender_);
@@ -245,6 +266,11 @@ std::span<const Floor> floors() {
               .summary = "fcntl F_DUPFD_CLOEXEC and close in one process",
               .syscalls = "2 (fcntl, close)"},
              make<FloorMethod<DupCloseLink>>},
+            true},
+      Floor{{{.name = "dup-close-shared",
+              .summary = "the same in a table that another process shares (CLONE_FILES)",
+              .syscalls = "2 (fcntl, close)"},
+             make<FloorMethod<DupCloseSharedLink>>},
             true},
       Floor{{{.name = "ring",
               .summary = "number and tag through the shared-memory ring, no descriptor",
