@@ -60,7 +60,7 @@ nlohmann::json facts_of_host() {
                          {"flags", nlohmann::json::array()}};
   nlohmann::json& flags = host["flags"];
   if (!sanitize.empty() || (build_type != "Release" && build_type != "RelWithDebInfo"))
-    flags.push_back("figures are not for comparing: " + (sanitize.empty() ? build_type : sanitize) +
+    flags.push_back("not for comparing: " + (sanitize.empty() ? build_type : sanitize) +
                     " build (use the release preset)");
   if (host["dirty"] == true)
     flags.push_back("dirty tree: the revision does not name this source (commit first)");
