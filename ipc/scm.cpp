@@ -21,7 +21,7 @@ Channel send_frame(int socket, std::span<const Handover> batch) {
   frame.count = static_cast<std::uint32_t>(batch.size());
   std::array<int, scm_max_descriptors> fds;
   for (std::size_t i = 0; i < batch.size(); ++i) {
-    frame.tags[i] = batch[i].tag;
+    frame.set_tag(i, batch[i].tag);
     fds[i] = batch[i].fd;
   }
   iovec data{&frame, ScmFrame::bytes(batch.size())};
@@ -122,7 +122,7 @@ ReceiveResult receive_frame(int socket, std::span<Received> batch, bool datagram
     // At this process's descriptor limit the kernel installs what it can and drops the rest
     // (net/core/scm.c, scm_detach_fds). Part of a frame is worth nothing: the acceptor has copies.
     drop_all();
-    for (std::size_t i = 0; i < frame.count; ++i) batch[i].tag = frame.tags[i];
+    for (std::size_t i = 0; i < frame.count; ++i) batch[i].tag = frame.tag(i);
     return {.refused = frame.count, .error = EMFILE};
   }
   if (descriptors != frame.count) {
@@ -130,7 +130,7 @@ ReceiveResult receive_frame(int socket, std::span<Received> batch, bool datagram
     throw std::runtime_error(
         fmt::format("recvmsg: {} descriptors where the frame says {}", descriptors, frame.count));
   }
-  for (std::size_t i = 0; i < descriptors; ++i) batch[i].tag = frame.tags[i];
+  for (std::size_t i = 0; i < descriptors; ++i) batch[i].tag = frame.tag(i);
   return {.received = descriptors};
 }
 

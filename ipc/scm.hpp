@@ -4,9 +4,12 @@
 // has tags. What arrives is treated as hostile (see receive_frame).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <span>
+#include <type_traits>
 
 #include "ipc/handoff.hpp"
 
@@ -20,12 +23,22 @@ struct ScmFrame {
   static constexpr std::uint32_t expected_magic = 0x6b303163;  // "c10k"
   std::uint32_t magic = expected_magic;
   std::uint32_t count = 0;
-  ConnectionTag tags[scm_max_descriptors];
+  /// Raw, so that a message of one connection does not set 6 KiB to zero on either side.
+  std::byte tags[scm_max_descriptors * sizeof(ConnectionTag)];
 
+  void set_tag(std::size_t i, const ConnectionTag& tag) {
+    std::memcpy(tags + i * sizeof tag, &tag, sizeof tag);
+  }
+  [[nodiscard]] ConnectionTag tag(std::size_t i) const {
+    ConnectionTag tag;
+    std::memcpy(&tag, tags + i * sizeof tag, sizeof tag);
+    return tag;
+  }
   [[nodiscard]] static constexpr std::size_t bytes(std::size_t count) {
     return offsetof(ScmFrame, tags) + count * sizeof(ConnectionTag);
   }
 };
+static_assert(std::is_trivially_copyable_v<ConnectionTag>);
 
 /// Sends one message with all of `batch` (1 to 253). Returns more, would_block, starved
 /// (ETOOMANYREFS: too many descriptors in flight for this user; ENOBUFS; errno says which) or closed.
