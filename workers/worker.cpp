@@ -192,7 +192,6 @@ int run_worker_process(const PollerEntry& poller, std::unique_ptr<ConnectionSour
   });
   const AcceptorWatch watch(worker, acceptor);
   checked([&] { return ::send(control.get(), "r", 1, MSG_NOSIGNAL); }, "send to the acceptor");
-  control.reset();
   worker.run();
   return 0;
 }
