@@ -151,6 +151,7 @@ void Supervisor::on_ended(std::size_t index) {
     throw std::runtime_error(
         fmt::format("worker {} ended before it was ready: {}", index, exit.text()));
   }
+  options_.method.method->worker_ended(index);
   hooks_.ended(*worker);
   slot.past.add(worker->counters(), false);
   slot.past.add(exit.usage, worker->counters().at_ready);

@@ -151,6 +151,8 @@ class HandoffMethod {
   virtual std::unique_ptr<Link> open(const LinkRequest& request) = 0;
   /// Closes the listeners that the method keeps for successors of dead workers.
   virtual void close_listeners() {}
+  /// The worker in a slot has ended and been reaped. Its successor gets a link of its own.
+  virtual void worker_ended(std::size_t /*worker*/) {}
 };
 
 /// What is known about a method before it runs.
@@ -169,6 +171,8 @@ struct MethodFacts {
   /// Descriptors that the sink needs, beside the acceptor's copy, for each connection in flight.
   std::size_t descriptors_in_flight = 0;
   bool listener_per_worker = false;  ///< Each worker has its own listener (SO_REUSEPORT).
+  /// Option strings worth testing beside the default, such as "auth=off".
+  std::vector<std::string_view> variants = {};
 };
 
 /// A line of the registry: the facts, and how to make the method from `name:key=value,...`.

@@ -42,7 +42,9 @@ class Reuseport : public HandoffMethod {
                                                           request.listen_options);
       found = listeners_.emplace(request.worker, std::move(listener)).first;
     }
-    return open_listener_link(duplicate(found->second.get()), request, false);
+    return open_listener_link(duplicate(found->second.get()), [request](OwnedFd workers) {
+      return std::make_unique<ListenerSource>(std::move(workers), request, false);
+    });
   }
 
   void close_listeners() override { listeners_.clear(); }

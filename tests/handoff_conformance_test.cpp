@@ -84,7 +84,11 @@ class HandoffMethods : public ::testing::TestWithParam<std::string> {
 
 std::vector<std::string> method_names() {
   std::vector<std::string> names;
-  for (const MethodEntry& entry : handoff_methods()) names.emplace_back(entry.name);
+  for (const MethodEntry& entry : handoff_methods()) {
+    names.emplace_back(entry.name);
+    for (const std::string_view variant : entry.variants)
+      names.push_back(fmt::format("{}:{}", entry.name, variant));
+  }
   return names;
 }
 
