@@ -40,6 +40,10 @@ constexpr bpf_insn alu_reg(int operation, int to, int from) {
 constexpr bpf_insn alu_imm(int operation, int to, std::int32_t value) {
   return instruction(BPF_ALU64 | operation | BPF_K, to, 0, 0, value);
 }
+/// to = *(u32*)(from + offset)
+constexpr bpf_insn load32(int to, int from, std::int16_t offset) {
+  return instruction(BPF_LDX | BPF_MEM | BPF_W, to, from, offset, 0);
+}
 /// to = *(u64*)(from + offset)
 constexpr bpf_insn load64(int to, int from, std::int16_t offset) {
   return instruction(BPF_LDX | BPF_MEM | BPF_DW, to, from, offset, 0);
@@ -52,9 +56,13 @@ constexpr bpf_insn store32(int to, int from, std::int16_t offset) {
 constexpr bpf_insn atomic_add64(int to, int from, std::int16_t offset) {
   return instruction(BPF_STX | BPF_ATOMIC | BPF_DW, to, from, offset, BPF_ADD);
 }
-/// Skips `count` instructions when the register is not the value.
-constexpr bpf_insn skip_unless_imm(int reg, std::int32_t value, std::int16_t count) {
-  return instruction(BPF_JMP | BPF_JNE | BPF_K, reg, 0, count, value);
+/// Skips `count` instructions (or goes back) when the register and the value compare as `operation`
+/// says: BPF_JEQ, BPF_JNE, ...
+constexpr bpf_insn skip_if_imm(int operation, int reg, std::int32_t value, std::int16_t count) {
+  return instruction(BPF_JMP | operation | BPF_K, reg, 0, count, value);
+}
+constexpr bpf_insn skip(std::int16_t count) {
+  return instruction(BPF_JMP | BPF_JA, 0, 0, count, 0);
 }
 /// R0 = helper(R1, ...); R1 to R5 are gone afterwards.
 constexpr bpf_insn call(bpf_func_id helper) {

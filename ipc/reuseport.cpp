@@ -10,9 +10,9 @@
 // Ownership    the worker's from the start; the acceptor never sees it
 // Death        migrate=off: this process holds each listener too, so the queue of a dead worker stays
 //              and its successor in the same slot takes it over. migrate=on: only the worker holds its
-//              listener, and as it closes the kernel moves what is queued to the other listeners; with
-//              the last of them it is reset, and connects are refused until there is a successor. That
-//              needs no sysctl (net.ipv4.tcp_migrate_req): a program attached as
+//              listener, and as it closes the kernel moves what is queued to the other workers'. When
+//              all are dead it goes to a listener of this process, and from there to the first
+//              successor's. That needs no sysctl (net.ipv4.tcp_migrate_req): a program attached as
 //              BPF_SK_REUSEPORT_SELECT_OR_MIGRATE asks for it
 // Man pages    socket(7), bpf(2)
 //
@@ -105,7 +105,7 @@ class Reuseport : public HandoffMethod {
 
   void close_listeners() override {
     kept_.clear();
-    address_holder_.reset();
+    last_resort_.reset();
   }
 
   void worker_ended(std::size_t worker) override {
@@ -129,19 +129,21 @@ class Reuseport : public HandoffMethod {
     return duplicate(found->second.get());
   }
 
-  /// For the worker alone. The server's own listener must go then: this process holds it, so no death
-  /// of a worker would move its queue. The address stays ours by a socket that is bound and does not
-  /// listen.
+  /// For the worker alone: while this process holds a listener, no death of a worker moves its queue.
+  /// So the server's own has to go, and what the last resort has got while there was no worker moves to
+  /// this one: as it closes, like any other.
   OwnedFd new_listener(const LinkRequest& request) {
-    if (!address_holder_) address_holder_ = bind_tcp(SocketAddress::local(request.listener), true);
-    OwnedFd listener =
-        listen_tcp(SocketAddress::local(address_holder_.get()), request.listen_options);
+    const SocketAddress address =
+        SocketAddress::local(last_resort_ ? last_resort_.get() : request.listener);
+    OwnedFd listener = listen_tcp(address, request.listen_options);
     steering_->add(request.worker, listener.get());
-    if (!replaced_) {
-      // Ends the listening; what is queued already moves to the listener just made.
+    OwnedFd last_resort = listen_tcp(address, request.listen_options);
+    steering_->set_last_resort(last_resort.get());
+    if (!last_resort_) {
+      // Lent, so it cannot be closed here; this ends the listening.
       checked([&] { return ::shutdown(request.listener, SHUT_RD); }, "shutdown of a listener");
-      replaced_ = true;
     }
+    last_resort_ = std::move(last_resort);
     return listener;
   }
 
@@ -149,8 +151,7 @@ class Reuseport : public HandoffMethod {
   bool migrate_;
   std::optional<ReuseportSteering> steering_;
   std::map<std::size_t, OwnedFd> kept_;  // migrate=off: by worker
-  OwnedFd address_holder_;               // migrate=on
-  bool replaced_ = false;
+  OwnedFd last_resort_;                  // migrate=on
 };
 
 std::unique_ptr<HandoffMethod> make_reuseport(MethodOptions& options) {

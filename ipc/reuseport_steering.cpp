@@ -22,34 +22,57 @@ enum Register : int { r0, r1, r2, r3, r4, r5, r6, r7, r8, r9, frame };
 
 constexpr std::size_t map_bytes = most_steered * sizeof(WorkerLoad);
 
-void append(Code& code, std::initializer_list<bpf_insn> more) {
-  code.insert(code.end(), more);
+/// Place of the last resort among the listeners; workers have those below.
+constexpr std::uint32_t last_resort = 1024;
+
+void append(Code& code, const Code& more) {
+  code.insert(code.end(), more.begin(), more.end());
 }
 
-/// Selects the listener whose number is in r9, in the group that r6 (the context) is about; r0 is 0 if
-/// that could be done. An empty place (its listener is closed, and the kernel took it out) gives
-/// ENOENT, and the kernel goes on to hash over those that there are.
-void select_r9(Code& code, int listeners) {
+/// r0 = 0 if the listener at the place in r9 could be selected for the connection that r6 (the context)
+/// is about. The kernel empties a listener's place as it closes; then it is ENOENT.
+Code select_r9(int listeners) {
+  return {
+      bpf::store32(frame, r9, -4),
+      bpf::alu_reg(BPF_MOV, r1, r6),
+      bpf::wide_first(r2, BPF_PSEUDO_MAP_FD, listeners),
+      bpf::wide_second(0),
+      bpf::alu_reg(BPF_MOV, r3, frame),
+      bpf::alu_imm(BPF_ADD, r3, -4),
+      bpf::alu_imm(BPF_MOV, r4, 0),
+      bpf::call(BPF_FUNC_sk_select_reuseport),
+  };
+}
+
+/// Selects worker r9 (below `workers`), or the next one that has a listener, or the last resort. Where
+/// it is a worker, runs `when_worker`. Ends the program: SK_PASS is to who has been selected, and if
+/// nobody is, to whom the hash picks. A loop over a counter (5.3), not unrolled.
+void select_and_pass(Code& code, int listeners, std::size_t workers, const Code& when_worker = {}) {
+  const Code select = select_r9(listeners);
+  const auto length = [](const Code& part) { return static_cast<std::int16_t>(part.size()); };
+  code.push_back(bpf::alu_imm(BPF_MOV, r7, static_cast<std::int32_t>(workers)));
+  append(code, select);
   append(code, {
-                   bpf::store32(frame, r9, -4),
-                   bpf::alu_reg(BPF_MOV, r1, r6),
-                   bpf::wide_first(r2, BPF_PSEUDO_MAP_FD, listeners),
-                   bpf::wide_second(0),
-                   bpf::alu_reg(BPF_MOV, r3, frame),
-                   bpf::alu_imm(BPF_ADD, r3, -4),
-                   bpf::alu_imm(BPF_MOV, r4, 0),
-                   bpf::call(BPF_FUNC_sk_select_reuseport),
+                   bpf::skip_if_imm(BPF_JEQ, r0, 0, static_cast<std::int16_t>(6 + length(select))),
+                   bpf::alu_imm(BPF_ADD, r9, 1),
+                   bpf::alu_imm(BPF_MOD, r9, static_cast<std::int32_t>(workers)),
+                   bpf::alu_imm(BPF_SUB, r7, 1),
+                   bpf::skip_if_imm(BPF_JNE, r7, 0, static_cast<std::int16_t>(-5 - length(select))),
+                   bpf::alu_imm(BPF_MOV, r9, last_resort),
                });
-}
-
-/// SK_PASS: to what has been selected, or if nothing has, to whom the hash picks.
-void pass(Code& code) {
+  append(code, select);
+  code.push_back(bpf::skip(length(when_worker)));
+  append(code, when_worker);
   append(code, {bpf::alu_imm(BPF_MOV, r0, SK_PASS), bpf::exit()});
 }
 
-Code by_hash() {
-  Code code;
-  pass(code);
+Code by_hash(int listeners, std::size_t workers) {
+  Code code = {
+      bpf::alu_reg(BPF_MOV, r6, r1),
+      bpf::load32(r9, r1, offsetof(sk_reuseport_md, hash)),
+      bpf::alu_imm(BPF_MOD, r9, static_cast<std::int32_t>(workers)),
+  };
+  select_and_pass(code, listeners, workers);
   return code;
 }
 
@@ -60,8 +83,7 @@ Code by_cpu(int listeners, std::size_t workers) {
       bpf::alu_reg(BPF_MOV, r9, r0),
       bpf::alu_imm(BPF_MOD, r9, static_cast<std::int32_t>(workers)),
   };
-  select_r9(code, listeners);
-  pass(code);
+  select_and_pass(code, listeners, workers);
   return code;
 }
 
@@ -99,15 +121,15 @@ Code by_load(int listeners, int loads, std::size_t workers) {
                  });
   }
   code.push_back(bpf::alu_imm(BPF_AND, r9, most_steered - 1));
-  select_r9(code, listeners);
-  append(code, {
-                   bpf::skip_unless_imm(r0, 0, 4),
-                   bpf::alu_imm(BPF_MUL, r9, sizeof(WorkerLoad)),
-                   bpf::alu_reg(BPF_ADD, r8, r9),
-                   bpf::alu_imm(BPF_MOV, r1, 1),
-                   bpf::atomic_add64(r8, r1, offsetof(WorkerLoad, steered)),
-               });
-  pass(code);
+  select_and_pass(
+      code, listeners, workers,
+      {
+          bpf::alu_imm(BPF_AND, r9, most_steered - 1),  // what it is; the verifier forgot
+          bpf::alu_imm(BPF_MUL, r9, sizeof(WorkerLoad)),
+          bpf::alu_reg(BPF_ADD, r8, r9),
+          bpf::alu_imm(BPF_MOV, r1, 1),
+          bpf::atomic_add64(r8, r1, offsetof(WorkerLoad, steered)),
+      });
   return code;
 }
 
@@ -144,12 +166,13 @@ WorkerLoads::~WorkerLoads() {
 
 ReuseportSteering::ReuseportSteering(Steer steer, bool migrate) : steer_(steer), migrate_(migrate) {
   if (!extended()) return;
-  listeners_ = bpf::create_map(BPF_MAP_TYPE_REUSEPORT_SOCKARRAY, sizeof(std::uint64_t), 1024);
+  listeners_ =
+      bpf::create_map(BPF_MAP_TYPE_REUSEPORT_SOCKARRAY, sizeof(std::uint64_t), last_resort + 1);
   if (steer == Steer::least_loaded) loads_ = std::make_shared<WorkerLoads>();
 }
 
 OwnedFd ReuseportSteering::load_program() const {
-  const Code code = steer_ == Steer::hash  ? by_hash()
+  const Code code = steer_ == Steer::hash  ? by_hash(listeners_.get(), workers_)
                     : steer_ == Steer::cpu ? by_cpu(listeners_.get(), workers_)
                                            : by_load(listeners_.get(), loads_->map(), workers_);
   return bpf::load_program(BPF_PROG_TYPE_SK_REUSEPORT,
@@ -176,6 +199,10 @@ void ReuseportSteering::add(std::size_t worker, int listener) {
       },
       "setsockopt SO_ATTACH_REUSEPORT_EBPF");
   bpf::put_fd(listeners_.get(), static_cast<std::uint32_t>(worker), listener);
+}
+
+void ReuseportSteering::set_last_resort(int listener) {
+  bpf::put_fd(listeners_.get(), last_resort, listener);
 }
 
 }  // namespace c10k

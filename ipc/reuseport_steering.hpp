@@ -47,7 +47,8 @@ class WorkerLoads {
   WorkerLoad* loads_;
 };
 
-/// What the method does in the kernel. With steer=hash and no migration that is nothing.
+/// What the method does in the kernel. With steer=hash and no migration that is nothing; with
+/// migration, the programs choose among the workers' listeners alone.
 class ReuseportSteering {
  public:
   /// Throws SystemError for what this process may not do.
@@ -56,6 +57,9 @@ class ReuseportSteering {
   /// Worker `worker` has a new listener: steers to it from now on. Throws UsageError beyond
   /// most_steered.
   void add(std::size_t worker, int listener);
+
+  /// Migrating: a listener that is chosen only when no worker has one.
+  void set_last_resort(int listener);
 
   /// Null unless steer=least-loaded.
   [[nodiscard]] std::shared_ptr<WorkerLoads> loads() const { return loads_; }

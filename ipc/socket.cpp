@@ -94,7 +94,7 @@ std::string SocketAddress::text() const {
   return fmt::format("{}:{}", host, port());
 }
 
-OwnedFd bind_tcp(const SocketAddress& address, bool reuse_port) {
+OwnedFd listen_tcp(const SocketAddress& address, const ListenOptions& options) {
   OwnedFd fd(checked(
       [&] { return ::socket(address.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0); },
       "socket TCP"));
@@ -104,17 +104,12 @@ OwnedFd bind_tcp(const SocketAddress& address, bool reuse_port) {
   // Accepted sockets inherit it: urgent bytes stay in the stream, so that an echo has all of them.
   checked([&] { return ::setsockopt(fd.get(), SOL_SOCKET, SO_OOBINLINE, &on, sizeof on); },
           "setsockopt SO_OOBINLINE");
-  if (reuse_port) {
+  if (options.reuse_port) {
     checked([&] { return ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEPORT, &on, sizeof on); },
             "setsockopt SO_REUSEPORT");
   }
   checked([&] { return ::bind(fd.get(), address.data(), address.size()); }, "bind {}",
           address.text());
-  return fd;
-}
-
-OwnedFd listen_tcp(const SocketAddress& address, const ListenOptions& options) {
-  OwnedFd fd = bind_tcp(address, options.reuse_port);
   checked([&] { return ::listen(fd.get(), options.backlog); }, "listen {}", address.text());
   return fd;
 }

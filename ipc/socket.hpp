@@ -48,10 +48,6 @@ struct ListenOptions {
   bool reuse_port = false;  ///< SO_REUSEPORT: several listeners share the address.
 };
 
-/// A non-blocking, close-on-exec TCP socket bound to `address`, which does not listen (yet). Throws as
-/// listen_tcp().
-[[nodiscard]] OwnedFd bind_tcp(const SocketAddress& address, bool reuse_port);
-
 /// Opens a non-blocking, close-on-exec TCP listener. Throws SystemError: EADDRINUSE, EACCES, ...
 [[nodiscard]] OwnedFd listen_tcp(const SocketAddress& address, const ListenOptions& options);
 

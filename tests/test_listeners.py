@@ -276,17 +276,28 @@ class DeathWithAFullQueue(unittest.TestCase):
                 if steer != "hash":
                     self.assertEqual(first, 60 if steer == "cpu" else 30)
 
-    def test_migrate_on_serves_again_when_all_have_died(self) -> None:
-        with start("reuseport:migrate=on") as server:
-            for _ in range(2):
-                pids = [kill(server, slot) for slot in (0, 1)]
-                for slot, pid in enumerate(pids):
-                    wait_for_successor(server, slot, pid)
-                with connections(server.address, 20) as socks:
-                    for sock in socks:
-                        echo(sock)
-                # The new group migrates too: its program is a new attachment.
-            self.assertEqual(server.finish().report["books"]["served"], 40)
+    def test_the_queues_outlive_all_workers(self) -> None:
+        for ipc in ("reuseport", *(f"reuseport:migrate=on,steer={s}" for s in ("hash", "cpu", "least-loaded"))):
+            with self.subTest(ipc=ipc), start(ipc) as server:
+                for _ in range(2):
+                    victims = [server.worker_pid(slot) for slot in (0, 1)]
+                    for pid in victims:
+                        support.stop_process(pid)
+                    with connections(server.address, 40) as socks:
+                        for sock in socks:
+                            sock.sendall(b"hello")
+                        for pid in victims:
+                            os.kill(pid, signal.SIGKILL)
+                        with connections(server.address, 10) as later:  # perhaps while there is no worker
+                            for sock in later:
+                                echo(sock)
+                        for sock in socks:
+                            self.assertEqual(support.receive_exactly(sock, 5), b"hello")
+                    for slot, pid in enumerate(victims):
+                        wait_for_successor(server, slot, pid)
+                report = server.finish().report
+                self.assertEqual(report["books"]["served"], 100)
+                self.assertEqual(report["worker_deaths"], 4)
 
     def test_migrate_on_drains_what_waits(self) -> None:
         with start("reuseport:migrate=on", "--drain-timeout", "600") as server:
