@@ -105,6 +105,7 @@ void Supervisor::spawn(std::size_t index) {
 
   LinkRequest request;
   request.worker = index;
+  request.workers = slots_.size();
   request.listener = listener_;
   request.listen_options = options_.listener;
   request.accept_drain = options_.accept_drain;

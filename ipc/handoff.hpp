@@ -113,6 +113,7 @@ class ConnectionSource {
 /// What a method gets to open a link with.
 struct LinkRequest {
   std::size_t worker = 0;           ///< The worker's slot; a replaced worker has the same.
+  std::size_t workers = 1;          ///< How many slots there are.
   int listener = -1;                ///< The server's listener; lent.
   ListenOptions listen_options;     ///< How it was opened.
   bool accept_drain = true;         ///< Accept until the queue is empty, or one a wake-up.

@@ -79,7 +79,7 @@ class Reuseport : public HandoffMethod {
       const ListenOptions options{.backlog = 1, .reuse_port = true};
       const OwnedFd first = listen_tcp(SocketAddress::loopback_source(1), options);
       const OwnedFd second = listen_tcp(SocketAddress::local(first.get()), options);
-      ReuseportSteering steering(steer_, migrate_);
+      ReuseportSteering steering(steer_, migrate_, 2);
       steering.add(0, first.get());
       steering.add(1, second.get());
       return {};
@@ -92,7 +92,7 @@ class Reuseport : public HandoffMethod {
   }
 
   std::unique_ptr<Link> open(const LinkRequest& request) override {
-    if (!steering_) steering_.emplace(steer_, migrate_);
+    if (!steering_) steering_.emplace(steer_, migrate_, request.workers);
     OwnedFd listener = migrate_ ? new_listener(request) : kept_listener(request);
     return open_listener_link(
         std::move(listener),

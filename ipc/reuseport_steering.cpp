@@ -164,11 +164,19 @@ WorkerLoads::~WorkerLoads() {
   ::munmap(loads_, map_bytes);
 }
 
-ReuseportSteering::ReuseportSteering(Steer steer, bool migrate) : steer_(steer), migrate_(migrate) {
+ReuseportSteering::ReuseportSteering(Steer steer, bool migrate, std::size_t workers)
+    : steer_(steer), migrate_(migrate), workers_(workers) {
   if (!extended()) return;
+  if (steer == Steer::least_loaded) {
+    if (workers > most_steered) {
+      throw UsageError(fmt::format("reuseport: steer=least-loaded chooses among at most {} workers",
+                                   most_steered));
+    }
+    loads_ = std::make_shared<WorkerLoads>();
+  }
   listeners_ =
       bpf::create_map(BPF_MAP_TYPE_REUSEPORT_SOCKARRAY, sizeof(std::uint64_t), last_resort + 1);
-  if (steer == Steer::least_loaded) loads_ = std::make_shared<WorkerLoads>();
+  program_ = load_program();
 }
 
 OwnedFd ReuseportSteering::load_program() const {
@@ -182,14 +190,7 @@ OwnedFd ReuseportSteering::load_program() const {
 
 void ReuseportSteering::add(std::size_t worker, int listener) {
   if (steer_ == Steer::hash && !migrate_) return;
-  if (steer_ == Steer::least_loaded && worker >= most_steered) {
-    throw UsageError(fmt::format("reuseport: steer=least-loaded chooses among at most {} workers",
-                                 most_steered));
-  }
-  const bool grown = worker >= workers_;
-  workers_ = std::max(workers_, worker + 1);
   if (!extended()) return attach_by_cpu(listener, workers_);
-  if (grown) program_ = load_program();
   // A group ends with its last listener, and its program with it: so attach it every time.
   checked(
       [&] {

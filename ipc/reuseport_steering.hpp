@@ -51,11 +51,11 @@ class WorkerLoads {
 /// migration, the programs choose among the workers' listeners alone.
 class ReuseportSteering {
  public:
-  /// Throws SystemError for what this process may not do.
-  ReuseportSteering(Steer steer, bool migrate);
-
-  /// Worker `worker` has a new listener: steers to it from now on. Throws UsageError beyond
+  /// Throws SystemError for what this process may not do, UsageError for more workers than
   /// most_steered.
+  ReuseportSteering(Steer steer, bool migrate, std::size_t workers);
+
+  /// Worker `worker` has a new listener: steers to it from now on.
   void add(std::size_t worker, int listener);
 
   /// Migrating: a listener that is chosen only when no worker has one.
@@ -70,7 +70,7 @@ class ReuseportSteering {
 
   Steer steer_;
   bool migrate_;
-  std::size_t workers_ = 0;
+  std::size_t workers_;
   OwnedFd listeners_;  // BPF_MAP_TYPE_REUSEPORT_SOCKARRAY: a listener's place is its worker's slot
   std::shared_ptr<WorkerLoads> loads_;
   OwnedFd program_;
