@@ -19,7 +19,8 @@
 // The load. A worker's own count misses what the kernel has steered to it and it has not accepted yet,
 // so between two updates a burst would all go to one worker. Therefore the program counts what it
 // steers (`steered`), and the worker says how much of that it has seen: load = open + steered - seen. Not
-// everything that is steered is ever accepted: a SYN may be dropped, a handshake not completed. So
+// everything that is steered is ever accepted: a SYN may be dropped, a handshake not completed (and
+// with SYN cookies the program decides anew when the handshake's last ACK comes, so it counts twice). So
 // when the worker has emptied its queue, all that was steered before it began counts as seen, and an
 // error lives until the next accept only. (What is in its handshake at that moment is forgotten until
 // it is accepted.) The worker writes open - seen as one number: a store, no system call.
