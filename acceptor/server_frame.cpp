@@ -43,7 +43,8 @@ ServerReport ServerFrame::full_report() const {
   report.options = options_.to_json();
   report.uptime_s = static_cast<double>(monotonic_ns() - started_ns_) / 1e9;
   report.address = address_.text();
-  report.queue = listener_ ? accept_queue(listener_.get()) : AcceptQueue{0, queue_.limit};
+  // The limit as it was: a method may have put listeners of its own in this one's place.
+  report.queue = {listener_ ? accept_queue(listener_.get()).length : 0, queue_.limit};
   report.drops = drops_.since_start();
   return report;
 }

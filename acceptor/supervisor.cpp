@@ -105,6 +105,7 @@ void Supervisor::spawn(std::size_t index) {
 
   LinkRequest request;
   request.worker = index;
+  request.workers = slots_.size();
   request.listener = listener_;
   request.listen_options = options_.listener;
   request.accept_drain = options_.accept_drain;
@@ -151,6 +152,7 @@ void Supervisor::on_ended(std::size_t index) {
     throw std::runtime_error(
         fmt::format("worker {} ended before it was ready: {}", index, exit.text()));
   }
+  options_.method.method->worker_ended(index);
   hooks_.ended(*worker);
   slot.past.add(worker->counters(), false);
   slot.past.add(exit.usage, worker->counters().at_ready);

@@ -116,6 +116,7 @@ class ConnectionSource {
 /// What a method gets to open a link with.
 struct LinkRequest {
   std::size_t worker = 0;           ///< The worker's slot; a replaced worker has the same.
+  std::size_t workers = 1;          ///< How many slots there are.
   int listener = -1;                ///< The server's listener; lent.
   ListenOptions listen_options;     ///< How it was opened.
   bool accept_drain = true;         ///< Accept until the queue is empty, or one a wake-up.
@@ -154,6 +155,8 @@ class HandoffMethod {
   virtual std::unique_ptr<Link> open(const LinkRequest& request) = 0;
   /// Closes the listeners that the method keeps for successors of dead workers.
   virtual void close_listeners() {}
+  /// The worker in a slot has ended and been reaped. Its successor gets a link of its own.
+  virtual void worker_ended(std::size_t /*worker*/) {}
 };
 
 /// What is known about a method before it runs.

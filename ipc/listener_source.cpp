@@ -120,34 +120,44 @@ ReceiveResult AcceptQueueReader::shed_one() {
   return result;
 }
 
+ListenerSource::ListenerSource(OwnedFd listener, const LinkRequest& request, bool exclusive)
+    : ListenerSource(std::move(listener), request.accept_drain, first_id_of_worker(request.worker),
+                     exclusive) {}
+
 namespace {
 
 class ListenerLink : public Link {
  public:
-  ListenerLink(OwnedFd listener, const LinkRequest& request, bool exclusive)
-      : listener_(std::move(listener)), request_(request), exclusive_(exclusive) {}
+  ListenerLink(OwnedFd listener, MakeSource make_source, std::vector<int> shared)
+      : listener_(std::move(listener)),
+        make_source_(std::move(make_source)),
+        shared_(std::move(shared)) {}
 
   std::unique_ptr<ConnectionSink> acceptor_end(int /*worker_pidfd*/) override {
     listener_.reset();
     return nullptr;
   }
   std::unique_ptr<ConnectionSource> worker_end() override {
-    return std::make_unique<ListenerSource>(std::move(listener_), request_.accept_drain,
-                                            first_id_of_worker(request_.worker), exclusive_);
+    return make_source_(std::move(listener_));
   }
-  [[nodiscard]] std::vector<int> worker_descriptors() const override { return {listener_.get()}; }
+  [[nodiscard]] std::vector<int> worker_descriptors() const override {
+    std::vector<int> all = shared_;
+    all.push_back(listener_.get());
+    return all;
+  }
 
  private:
   OwnedFd listener_;
-  LinkRequest request_;
-  bool exclusive_;
+  MakeSource make_source_;
+  std::vector<int> shared_;
 };
 
 }  // namespace
 
-std::unique_ptr<Link> open_listener_link(OwnedFd listener, const LinkRequest& request,
-                                         bool exclusive) {
-  return std::make_unique<ListenerLink>(std::move(listener), request, exclusive);
+std::unique_ptr<Link> open_listener_link(OwnedFd listener, MakeSource make_source,
+                                         std::vector<int> shared) {
+  return std::make_unique<ListenerLink>(std::move(listener), std::move(make_source),
+                                        std::move(shared));
 }
 
 }  // namespace c10k

@@ -2,8 +2,9 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
+#include <functional>
 #include <span>
+#include <vector>
 
 #include "ipc/handoff.hpp"
 
@@ -44,6 +45,8 @@ class ListenerSource : public ConnectionSource {
       : listener_(std::move(listener)),
         reader_(listener_.get(), drain, first_id),
         exclusive_(exclusive) {}
+  /// For a worker of a pool.
+  ListenerSource(OwnedFd listener, const LinkRequest& request, bool exclusive);
 
   [[nodiscard]] int fd() const override { return listener_.get(); }
   ReceiveResult receive(std::span<Received> batch) override { return reader_.accept(batch); }
@@ -55,9 +58,13 @@ class ListenerSource : public ConnectionSource {
   bool exclusive_;
 };
 
-/// The link of a method whose workers accept for themselves: no sink, and `listener` as the source.
-[[nodiscard]] std::unique_ptr<Link> open_listener_link(OwnedFd listener, const LinkRequest& request,
-                                                       bool exclusive);
+/// Called in the worker, with its listener.
+using MakeSource = std::function<std::unique_ptr<ConnectionSource>(OwnedFd listener)>;
+
+/// The link of a method whose workers accept for themselves: no sink. The worker also keeps the
+/// descriptors in `shared`, which are the method's.
+[[nodiscard]] std::unique_ptr<Link> open_listener_link(OwnedFd listener, MakeSource make_source,
+                                                       std::vector<int> shared = {});
 
 /// Ids of the connections that a worker accepts for itself: the slot above 48 bits of count.
 [[nodiscard]] constexpr std::uint64_t first_id_of_worker(std::size_t worker) {

@@ -1,72 +1,185 @@
-// reuseport: a listener per worker on one address; the kernel picks by a hash of the connection.
+// reuseport: a listener per worker on one address; the kernel picks one for each connection.
 //
-// Mechanism    SO_REUSEPORT: the kernel chooses a listener as the handshake ends
-// Kernel       3.9
-// Privilege    none; all listeners must belong to one user
+// Mechanism    SO_REUSEPORT: the kernel chooses a listener when the SYN comes. steer=hash: by a hash of
+//              the connection; steer=cpu: by the CPU that the SYN came in on (classic BPF);
+//              steer=least-loaded: an eBPF program picks the worker with the fewest connections
+// Kernel       3.9; steer=cpu: 4.5; steer=least-loaded: 5.5 (an array that can be mapped); migrate=on: 5.14
+// Privilege    none; all listeners must belong to one user. steer=least-loaded and migrate=on: CAP_BPF
+//              and CAP_NET_ADMIN, when the server starts and when it replaces a worker
 // System calls 1: accept4 in the worker
 // Ownership    the worker's from the start; the acceptor never sees it
-// Death        the supervisor holds each listener too, so the queue of a dead worker stays and its
-//              successor in the same slot takes it over. Were the worker the only owner, the kernel
-//              would reset what is queued (unless net.ipv4.tcp_migrate_req=1)
-// Man pages    socket(7)
+// Death        migrate=off: this process holds each listener too, so the queue of a dead worker stays
+//              and its successor in the same slot takes it over. migrate=on: only the worker holds its
+//              listener, and as it closes the kernel moves what is queued to the other workers'. When
+//              all are dead it goes to a listener of this process, and from there to the first
+//              successor's. That needs no sysctl (net.ipv4.tcp_migrate_req): a program attached as
+//              BPF_SK_REUSEPORT_SELECT_OR_MIGRATE asks for it
+// Man pages    socket(7), bpf(2)
+//
+// The load. A worker's own count misses what the kernel has steered to it and it has not accepted yet,
+// so between two updates a burst would all go to one worker. Therefore the program counts what it
+// steers (`steered`), and the worker says how much of that it has seen: load = open + steered - seen. Not
+// everything that is steered is ever accepted: a SYN may be dropped, a handshake not completed (and
+// with SYN cookies the program decides anew when the handshake's last ACK comes, so it counts twice). So
+// when the worker has emptied its queue, all that was steered before it began counts as seen, and an
+// error lives until the next accept only. (What is in its handshake at that moment is forgotten until
+// it is accepted.) The worker writes open - seen as one number: a store, no system call.
+//
+// A worker that has ended, drains or has not begun is *absent*: chosen only when all are. With
+// migrate=off its kept listener would otherwise look idle and collect every new connection.
+#include <algorithm>
 #include <map>
 
 #include "ipc/listener_source.hpp"
 #include "ipc/methods.hpp"
+#include "ipc/reuseport_steering.hpp"
 #include "ipc/syscall.hpp"
 
 namespace c10k {
 namespace {
 
+class LoadReportingSource : public ListenerSource {
+ public:
+  LoadReportingSource(OwnedFd listener, const LinkRequest& request,
+                      std::shared_ptr<WorkerLoads> loads)
+      : ListenerSource(std::move(listener), request, false),
+        loads_(std::move(loads)),
+        load_((*loads_)[request.worker]),
+        steered_(load_.steered.load(std::memory_order_acquire)) {
+    // What the predecessor left in the queue is still to come.
+    seen_ = steered_ - std::min<std::uint64_t>(steered_, accept_queue(fd()).length);
+    report_load(0);
+  }
+  ~LoadReportingSource() override { load_.set_absent(); }
+
+  ReceiveResult receive(std::span<Received> batch) override {
+    steered_ = load_.steered.load(std::memory_order_acquire);
+    const ReceiveResult result = ListenerSource::receive(batch);
+    seen_ = result.state == Channel::would_block
+                ? steered_
+                : std::min(steered_, seen_ + result.received + result.shed);
+    return result;
+  }
+  void report_load(std::uint64_t connections) override {
+    load_.own.store(connections - seen_, std::memory_order_release);
+  }
+
+ private:
+  std::shared_ptr<WorkerLoads> loads_;
+  WorkerLoad& load_;
+  std::uint64_t steered_;
+  std::uint64_t seen_ = 0;
+};
+
 class Reuseport : public HandoffMethod {
  public:
+  Reuseport(Steer steer, bool migrate) : steer_(steer), migrate_(migrate) {}
+
   [[nodiscard]] Support probe() override {
     try {
-      const OwnedFd first =
-          listen_tcp(SocketAddress::loopback_source(1), {.backlog = 1, .reuse_port = true});
-      const OwnedFd second =
-          listen_tcp(SocketAddress::local(first.get()), {.backlog = 1, .reuse_port = true});
+      const ListenOptions options{.backlog = 1, .reuse_port = true};
+      const OwnedFd first = listen_tcp(SocketAddress::loopback_source(1), options);
+      const OwnedFd second = listen_tcp(SocketAddress::local(first.get()), options);
+      ReuseportSteering steering(steer_, migrate_, 2);
+      steering.add(0, first.get());
+      steering.add(1, second.get());
       return {};
-    } catch (const std::exception& error) {
-      return {false, error.what()};
+    } catch (const SystemError& error) {
+      return {false, fmt::format("{}{}", error.what(),
+                                 needs_ebpf() ? "; steer=least-loaded and migrate=on need CAP_BPF "
+                                                "and CAP_NET_ADMIN, and Linux 5.14"
+                                              : "; it needs Linux 4.5")};
     }
   }
 
   std::unique_ptr<Link> open(const LinkRequest& request) override {
-    auto found = listeners_.find(request.worker);
-    if (found == listeners_.end()) {
+    if (!steering_) steering_.emplace(steer_, migrate_, request.workers);
+    OwnedFd listener = migrate_ ? new_listener(request) : kept_listener(request);
+    return open_listener_link(
+        std::move(listener),
+        [request,
+         loads = steering_->loads()](OwnedFd workers) -> std::unique_ptr<ConnectionSource> {
+          if (!loads) return std::make_unique<ListenerSource>(std::move(workers), request, false);
+          return std::make_unique<LoadReportingSource>(std::move(workers), request, loads);
+        });
+  }
+
+  void close_listeners() override {
+    kept_.clear();
+    last_resort_.reset();
+  }
+
+  void worker_ended(std::size_t worker) override {
+    if (const auto loads = steering_->loads()) (*loads)[worker].set_absent();
+  }
+
+ private:
+  [[nodiscard]] bool needs_ebpf() const { return steer_ == Steer::least_loaded || migrate_; }
+
+  OwnedFd kept_listener(const LinkRequest& request) {
+    auto found = kept_.find(request.worker);
+    if (found == kept_.end()) {
       // Worker 0 uses the server's own listener: one more in the group would be one that nobody
       // serves.
       OwnedFd listener = request.worker == 0 ? duplicate(request.listener)
                                              : listen_tcp(SocketAddress::local(request.listener),
                                                           request.listen_options);
-      found = listeners_.emplace(request.worker, std::move(listener)).first;
+      steering_->add(request.worker, listener.get());
+      found = kept_.emplace(request.worker, std::move(listener)).first;
     }
-    return open_listener_link(duplicate(found->second.get()), request, false);
+    return duplicate(found->second.get());
   }
 
-  void close_listeners() override { listeners_.clear(); }
+  /// For the worker alone: while this process holds a listener, no death of a worker moves its queue.
+  /// So the server's own has to go, and what the last resort has got while there was no worker moves to
+  /// this one: as it closes, like any other.
+  OwnedFd new_listener(const LinkRequest& request) {
+    const SocketAddress address =
+        SocketAddress::local(last_resort_ ? last_resort_.get() : request.listener);
+    OwnedFd listener = listen_tcp(address, request.listen_options);
+    steering_->add(request.worker, listener.get());
+    OwnedFd last_resort = listen_tcp(address, request.listen_options);
+    steering_->set_last_resort(last_resort.get());
+    if (!last_resort_) {
+      // Lent, so it cannot be closed here; this ends the listening.
+      checked([&] { return ::shutdown(request.listener, SHUT_RD); }, "shutdown of a listener");
+    }
+    last_resort_ = std::move(last_resort);
+    return listener;
+  }
 
- private:
-  std::map<std::size_t, OwnedFd> listeners_;
+  Steer steer_;
+  bool migrate_;
+  std::optional<ReuseportSteering> steering_;
+  std::map<std::size_t, OwnedFd> kept_;  // migrate=off: by worker
+  OwnedFd last_resort_;                  // migrate=on
 };
+
+std::unique_ptr<HandoffMethod> make_reuseport(MethodOptions& options) {
+  const std::string steer = options.choice("steer", "hash", {"hash", "cpu", "least-loaded"});
+  return std::make_unique<Reuseport>(steer == "hash"  ? Steer::hash
+                                     : steer == "cpu" ? Steer::cpu
+                                                      : Steer::least_loaded,
+                                     options.flag("migrate", false));
+}
 
 }  // namespace
 
 MethodEntry reuseport() {
   return {{.name = "reuseport",
-           .summary = "a listener per worker (SO_REUSEPORT); the kernel hashes",
-           .options = "",
-           .kernel = "3.9",
-           .privilege = "none",
+           .summary = "a listener per worker (SO_REUSEPORT); the kernel chooses",
+           .options = "steer=hash|cpu|least-loaded (hash), migrate=on|off (off)",
+           .kernel = "3.9 (steer=cpu: 4.5, steer=least-loaded: 5.5, migrate=on: 5.14)",
+           .privilege = "none (steer=least-loaded, migrate=on: CAP_BPF and CAP_NET_ADMIN)",
            .syscalls = "acceptor 0, worker 1 (accept4)",
            .isolation = "full: a worker can shut down only its own listener",
-           .after_death = "its queue waits for the successor (the supervisor keeps the listener)",
+           .after_death = "its queue: the successor takes it over (the supervisor keeps the "
+                          "listener), or with migrate=on it moves to the other workers",
            .kernel_dispatches = true,
-           .listener_per_worker = true},
-          [](MethodOptions&) -> std::unique_ptr<HandoffMethod> {
-            return std::make_unique<Reuseport>();
-          }};
+           .listener_per_worker = true,
+           .variants = {"steer=cpu", "steer=least-loaded", "migrate=on", "steer=cpu,migrate=on",
+                        "steer=least-loaded,migrate=on"}},
+          make_reuseport};
 }
 
 }  // namespace c10k

@@ -34,7 +34,7 @@ from process_support import (  # noqa: E402
     refuses,
     run_client,
     scaled,
-    sink_shapes,
+    dispatched_shapes,
     still_echoes,
     wait_until,
     workers_of,
@@ -181,7 +181,7 @@ class WorkerDeath(unittest.TestCase):
             report = server.finish().report
         self.assertEqual(report["worker_deaths"], 6)
 
-    @for_each(sink_shapes)
+    @for_each(dispatched_shapes)
     def test_what_a_dead_worker_had_not_received_is_redelivered(self, shape: Shape) -> None:
         with shape.start("--dispatch", "round-robin") as server:
             victim = server.worker_pid(0)

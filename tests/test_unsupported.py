@@ -58,7 +58,7 @@ REFUSALS = [
     Refusal("seccomp", errno.EINVAL, frozenset({"seccomp-addfd"})),
     Refusal("setsockopt", errno.EPERM, frozenset({"tcp-repair"}), (IPPROTO_TCP, TCP_REPAIR)),
     Refusal("setsockopt", errno.ENOPROTOOPT, frozenset({"reuseport"}), (socket.SOL_SOCKET, socket.SO_REUSEPORT)),
-    Refusal("bpf", errno.EPERM, frozenset()),  # only options need it
+    Refusal("bpf", errno.EPERM, frozenset({"tcp-repair"})),  # of reuseport only options need it
 ]
 
 

@@ -1,0 +1,370 @@
+"""Tests of the methods whose workers accept for themselves: who gets a connection, what a death moves, the locks.
+
+How to run one class:
+
+  cd tests; C10K_BIN_DIR=../build/release /usr/bin/python3 -m unittest -v test_listeners.Steering"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import unittest
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import process_support as support  # noqa: E402
+from process_support import (  # noqa: E402
+    BOUND_S,
+    SERVER,
+    Server,
+    close_all,
+    connections,
+    echo,
+    listing,
+    run_client,
+    run_program,
+    wait_until,
+    workers_of,
+)
+
+MIGRATE_REQ = Path("/proc/sys/net/ipv4/tcp_migrate_req")
+
+
+def start(ipc: str, *options: str, workers: int = 2) -> Server:
+    """A pool with a method and its options; skips the test where they are unsupported."""
+    command = [SERVER, "--listen", "127.0.0.1:0", "--strategy", "pool", "--ipc", ipc, "--workers", "1"]
+    with support.Program(command) as attempt:
+        if not attempt.read_line():
+            code, _, err = attempt.wait()
+            assert code == 1, err
+            raise unittest.SkipTest(err.strip())
+    return Server("--strategy", "pool", "--ipc", ipc, "--workers", str(workers), *options)
+
+
+def of_each(server: Server, key: str) -> list[int]:
+    return [row[key] for row in workers_of(server.report())]
+
+
+def kill(server: Server, slot: int) -> int:
+    pid = server.worker_pid(slot)
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def wait_for_successor(server: Server, slot: int, old: int) -> None:
+    def serves() -> bool:
+        return server.worker_pid(slot) not in (0, old) and not server.report()["degraded"]
+
+    wait_until(serves, f"worker {slot} is replaced")
+
+
+def wait_for_active(server: Server, expected: list[int]) -> None:
+    wait_until(lambda: of_each(server, "active") == expected, f"{expected} connections are open")
+
+
+@contextlib.contextmanager
+def pinned(cpu: int) -> Iterator[None]:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+class Steering(unittest.TestCase):
+    """reuseport:steer=..."""
+
+    def test_least_loaded_steers_away_from_who_has_many(self) -> None:
+        for migrate in ("off", "on"):
+            ipc = f"reuseport:steer=least-loaded,migrate={migrate}"
+            with self.subTest(ipc=ipc), start(ipc) as server, connections(server.address, 40) as socks:
+                for sock in socks:
+                    echo(sock)
+                self.assertEqual(of_each(server, "active"), [20, 20])
+                # Now one worker holds 20, and the other's successor nothing.
+                wait_for_successor(server, 1, kill(server, 1))
+                self.assertEqual(of_each(server, "active"), [20, 0])
+                with connections(server.address, 20) as later:
+                    for sock in later:
+                        echo(sock)
+                    self.assertEqual(of_each(server, "active"), [20, 20])
+                wait_for_active(server, [20, 0])
+                with connections(server.address, 30) as again:  # and after what it had has ended
+                    for sock in again:
+                        echo(sock)
+                    self.assertEqual(of_each(server, "active"), [25, 25])
+                close_all(socks)
+                self.assertEqual(server.finish().report["books"]["lost"], 20)
+
+    def test_least_loaded_counts_what_nobody_has_accepted_yet(self) -> None:
+        # All come between two updates of the workers' own counts.
+        for drain in ("all", "one"):
+            with (
+                self.subTest(drain=drain),
+                start("reuseport:steer=least-loaded", "--accept-drain", drain, workers=3) as server,
+            ):
+                workers = [row["pid"] for row in workers_of(server.report())]
+                for pid in workers:
+                    support.stop_process(pid)
+                with connections(server.address, 60) as socks:
+                    for pid in workers:
+                        os.kill(pid, signal.SIGCONT)
+                    for sock in socks:
+                        echo(sock)
+                    self.assertEqual(of_each(server, "active"), [20, 20, 20])
+                    with connections(server.address, 30) as more:
+                        for sock in more:
+                            echo(sock)
+                        self.assertEqual(of_each(server, "active"), [30, 30, 30])
+                server.finish()
+
+    def test_least_loaded_forgets_what_never_came(self) -> None:
+        # SYNs that were steered to a worker and dropped there: it will never see them come.
+        with start("reuseport:steer=least-loaded", "--backlog", "1") as server, contextlib.ExitStack() as stack:
+            socks = []
+            for _ in range(40):  # one by one: the queue holds no more
+                socks += stack.enter_context(connections(server.address, 1))
+                echo(socks[-1])
+            old = kill(server, 1)
+            wait_for_successor(server, 1, old)
+            self.assertEqual(of_each(server, "active"), [20, 0])
+            before = server.report()["listener"]["listen_overflows"]
+            pid = server.worker_pid(1)
+            support.stop_process(pid)
+            for _ in range(20):
+                with socket.socket() as dropped:
+                    dropped.setblocking(False)
+                    dropped.connect_ex(server.address)
+            self.assertGreaterEqual(server.report()["listener"]["listen_overflows"] - before, 15)
+            os.kill(pid, signal.SIGCONT)
+            wait_until(lambda: of_each(server, "accepted")[1] >= 21, "the queue is accepted")
+            wait_for_active(server, [20, 0])
+            for _ in range(20):
+                socks += stack.enter_context(connections(server.address, 1))
+                echo(socks[-1])
+            self.assertEqual(of_each(server, "active"), [20, 20])
+            close_all(socks)
+            server.finish()
+
+    def test_least_loaded_spreads_ties(self) -> None:
+        with start("reuseport:steer=least-loaded", workers=3) as server:
+            for _ in range(90):  # one after the other: all workers have nothing each time
+                with connections(server.address, 1) as socks:
+                    echo(socks[0])
+                wait_for_active(server, [0, 0, 0])
+            report = server.finish().report
+        # By the same chance for each, below 5 of 90 has a probability of 1e-10.
+        self.assertGreaterEqual(min(row["accepted"] for row in workers_of(report)), 5)
+
+    def test_least_loaded_passes_over_the_dead(self) -> None:
+        for migrate in ("off", "on"):
+            ipc = f"reuseport:steer=least-loaded,migrate={migrate}"
+            with self.subTest(ipc=ipc), start(ipc) as server:
+                for _ in range(7):
+                    wait_for_successor(server, 0, kill(server, 0))
+                pid = kill(server, 0)  # the next one waits for 1.28 s
+                wait_until(lambda: server.report()["degraded"], "the report says so")
+                with connections(server.address, 20) as socks:
+                    for sock in socks:
+                        echo(sock)
+                    self.assertTrue(server.report()["degraded"], "the test was too slow to mean anything")
+                    wait_for_successor(server, 0, pid)
+                    with connections(server.address, 20) as later:
+                        for sock in later:
+                            echo(sock)
+                        self.assertEqual(of_each(server, "active"), [20, 20])
+                server.finish()
+
+    def test_cpu_steers_by_the_cpu(self) -> None:
+        # On loopback a SYN comes in on the CPU of who sends it.
+        for migrate in ("off", "on"):
+            ipc = f"reuseport:steer=cpu,migrate={migrate}"
+            with self.subTest(ipc=ipc), start(ipc) as server:
+                expected = [0, 0]
+                for replaced in (False, True):
+                    if replaced:
+                        wait_for_successor(server, 0, kill(server, 0))
+                    for cpu in sorted(os.sched_getaffinity(0)):
+                        with pinned(cpu), connections(server.address, 5) as socks:
+                            for sock in socks:
+                                echo(sock)
+                        expected[cpu % 2] += 5
+                self.assertEqual(of_each(server, "accepted"), expected)
+                server.finish()
+
+    def test_most_workers(self) -> None:
+        with start("reuseport:steer=least-loaded", workers=64) as server:
+            with connections(server.address, 64) as socks:
+                for sock in socks:
+                    echo(sock)
+                self.assertEqual(of_each(server, "active"), [1] * 64)
+            server.finish()
+        command = [SERVER, "--listen", "127.0.0.1:0", "--strategy", "pool", "--workers", "65"]
+        code, out, err = run_program(*command, "--ipc", "reuseport:steer=least-loaded")
+        self.assertEqual((code, out), (2, ""), err)
+        self.assertRegex(err, r"\Ac10k-server: [^\n]*at most 64[^\n]*\n\Z")
+
+    @unittest.skipUnless(os.geteuid() == 0 and shutil.which("setpriv"), "needs root and setpriv")
+    def test_without_privilege_only_what_needs_it_is_unsupported(self) -> None:
+        drop = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+        if Path("/proc/sys/kernel/unprivileged_bpf_disabled").read_text().strip() == "0":
+            self.skipTest("kernel.unprivileged_bpf_disabled is 0")
+        for options in ("steer=least-loaded", "migrate=on", "steer=cpu,migrate=on"):
+            with self.subTest(options=options):
+                code, out, err = run_program(
+                    *drop, SERVER, "--listen", "127.0.0.1:0", "--strategy", "pool", "--ipc", f"reuseport:{options}"
+                )
+                self.assertEqual((code, out), (1, ""), err)
+                self.assertRegex(err, r"unsupported here, because bpf [^\n]*not permitted; [^\n]*CAP_BPF[^\n]*\n\Z")
+        for options in ("steer=hash", "steer=cpu"):
+            with (
+                self.subTest(options=options),
+                Server("--strategy", "pool", "--ipc", f"reuseport:{options}", wrapper=drop, report="-") as server,
+            ):
+                with connections(server.address, 4) as socks:
+                    for sock in socks:
+                        echo(sock)
+                server.signal(signal.SIGTERM)
+                self.assertEqual(server.wait()[0], 0)
+
+
+class DeathWithAFullQueue(unittest.TestCase):
+    """Fault 11: reuseport's worker dies while connections wait in its queue."""
+
+    def lose_nobody(self, ipc: str) -> list[int]:
+        """What each slot has accepted of 60 connections, half of them (by the hash) made to a worker that is
+        then killed, before anybody accepted one."""
+        count = 60
+        with start(ipc) as server:
+            victim, other = (server.worker_pid(slot) for slot in (0, 1))
+            for pid in (victim, other):
+                support.stop_process(pid)
+            with pinned(0), connections(server.address, count) as socks:
+                for sock in socks:
+                    sock.sendall(b"hello")
+                os.kill(victim, signal.SIGKILL)
+                wait_for_successor(server, 0, victim)
+                os.kill(other, signal.SIGCONT)
+                for sock in socks:
+                    self.assertEqual(support.receive_exactly(sock, 5), b"hello")
+            report = server.finish().report
+        self.assertEqual(report["books"]["served"], count)
+        self.assertEqual(report["worker_deaths"], 1)
+        return [row["accepted"] for row in workers_of(report)]
+
+    def test_migrate_on_moves_them_to_the_others(self) -> None:
+        sysctl = MIGRATE_REQ.read_text()
+        for steer in ("hash", "cpu", "least-loaded"):
+            with self.subTest(steer=steer):
+                # The other worker has all: also those that the dead one would have had.
+                self.assertEqual(self.lose_nobody(f"reuseport:steer={steer},migrate=on"), [0, 60])
+        self.assertEqual(MIGRATE_REQ.read_text(), sysctl)
+
+    def test_migrate_off_keeps_them_for_the_successor(self) -> None:
+        for steer in ("hash", "cpu", "least-loaded"):
+            with self.subTest(steer=steer):
+                first, second = self.lose_nobody(f"reuseport:steer={steer},migrate=off")
+                self.assertEqual(first + second, 60)
+                self.assertGreater(first, 0)
+                if steer != "hash":
+                    self.assertEqual(first, 60 if steer == "cpu" else 30)
+
+    def test_the_queues_outlive_all_workers(self) -> None:
+        for ipc in ("reuseport", *(f"reuseport:migrate=on,steer={s}" for s in ("hash", "cpu", "least-loaded"))):
+            with self.subTest(ipc=ipc), start(ipc) as server:
+                for _ in range(2):
+                    victims = [server.worker_pid(slot) for slot in (0, 1)]
+                    for pid in victims:
+                        support.stop_process(pid)
+                    with connections(server.address, 40) as socks:
+                        for sock in socks:
+                            sock.sendall(b"hello")
+                        for pid in victims:
+                            os.kill(pid, signal.SIGKILL)
+                        with connections(server.address, 10) as later:  # perhaps while there is no worker
+                            for sock in later:
+                                echo(sock)
+                        for sock in socks:
+                            self.assertEqual(support.receive_exactly(sock, 5), b"hello")
+                    for slot, pid in enumerate(victims):
+                        wait_for_successor(server, slot, pid)
+                report = server.finish().report
+                self.assertEqual(report["books"]["served"], 100)
+                self.assertEqual(report["worker_deaths"], 4)
+
+    def test_migrate_on_drains_what_waits(self) -> None:
+        with start("reuseport:migrate=on", "--drain-timeout", "600") as server:
+            for pid in server.group():
+                support.stop_process(pid)
+            with connections(server.address, 40) as socks:
+                server.signal(signal.SIGTERM)
+                server.signal_group(signal.SIGCONT)
+                for sock in socks:
+                    echo(sock)
+            self.assertEqual(server.finish(0).report["books"]["served"], 40)
+
+
+class AcceptLocks(unittest.TestCase):
+    """inherited-listener:wait=fcntl-lock and wait=mutex. (What a death within accept does: accept_lock_test.)"""
+
+    LOOPS = [row["name"] for row in listing()["loops"] if row["available"]]
+
+    def test_every_loop_serves_and_an_idle_server_sleeps(self) -> None:
+        def switches(server: Server) -> dict[int, int]:
+            find = re.compile(r"^voluntary_ctxt_switches:\s+(\d+)$", re.M)
+            found = {pid: find.search(Path(f"/proc/{pid}/status").read_text()) for pid in server.group()}
+            return {pid: int(match[1]) for pid, match in found.items() if match}
+
+        for wait in ("fcntl-lock", "mutex"):
+            for loop in self.LOOPS:
+                with (
+                    self.subTest(wait=wait, loop=loop),
+                    start(f"inherited-listener:wait={wait}", "--loop", loop, workers=3) as server,
+                ):
+                    code, result, err = run_client(
+                        server.target, "--connections", "32", "--requests", "500", "--duration", str(BOUND_S)
+                    )
+                    self.assertEqual(code, 0, err)
+                    self.assertEqual(result["outcomes"]["echoed"], 500)
+
+                    def sleeps() -> bool:  # a worker may still be in its pause at first
+                        before = switches(server)
+                        self.assertFalse(server.has_ended(0.3))
+                        return switches(server) == before
+
+                    wait_until(sleeps, "an idle server does not wake up", 5)
+                    with connections(server.address, 12) as socks:
+                        for sock in socks:
+                            echo(sock)
+                        wait_until(sleeps, "idle connections wake nobody", 5)
+                    self.assertEqual(server.finish().report["books"]["served"], 512)
+
+    def test_workers_killed_under_load(self) -> None:
+        for wait in ("fcntl-lock", "mutex"):
+            with self.subTest(wait=wait), start(f"inherited-listener:wait={wait}") as server:
+                for round_number in range(20):
+                    slot = round_number % 2
+                    with connections(server.address, 10) as socks:
+                        pid = kill(server, slot)  # perhaps with the lock
+                        for sock in socks:
+                            support.still_echoes(sock)  # or it ends visibly; none may hang
+                    with connections(server.address, 5) as socks:
+                        for sock in socks:
+                            echo(sock)
+                    if round_number % 6 == 5:  # not at each: the back-off would take over
+                        wait_for_successor(server, slot, pid)
+                    else:
+                        wait_until(lambda: server.worker_pid(slot) not in (0, pid), "it is replaced")
+                server.finish()
+
+
+if __name__ == "__main__":
+    unittest.main()
