@@ -223,7 +223,7 @@ class Steering(unittest.TestCase):
                     *drop, SERVER, "--listen", "127.0.0.1:0", "--strategy", "pool", "--ipc", f"reuseport:{options}"
                 )
                 self.assertEqual((code, out), (1, ""), err)
-                self.assertRegex(err, r"unsupported here, because bpf [^\n]*not permitted; [^\n]*CAP_BPF[^\n]*\n\Z")
+                self.assertRegex(err, r"unsupported, because bpf [^\n]*not permitted; [^\n]*CAP_BPF[^\n]*\n\Z")
         for options in ("steer=hash", "steer=cpu"):
             with (
                 self.subTest(options=options),
