@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from matrix import facts, store, usage
+from matrix import bench, facts, store, usage
 
 PROGRAM = "inspect"
 
@@ -57,9 +57,12 @@ def _find(name: str | None) -> Path:
 def _inspect(args: object) -> int:
     from rich.console import Console
 
-    from matrix import export, notes, table
+    from matrix import export, table
 
-    run = store.load(_find(args.run))
+    path = _find(args.run)
+    if bench.is_bench(path):
+        return _inspect_bench(args, path)
+    run = store.load(path)
     if args.markdown:
         print(table.markdown(run), end="")
     elif args.json:
@@ -70,13 +73,33 @@ def _inspect(args: object) -> int:
         export.write_svg(run, args.svg)
     elif args.record:
         store.record_copy(run, args.record)
-    elif args.update_notes:
-        print(f"{args.notes}: {'updated' if notes.update(run, args.notes) else 'up to date'}")
-    elif args.check_notes:
-        if notes.differ(run, args.notes):
-            return usage.fail(PROGRAM, f"{args.notes}: its {run.meta['matrix']['name']} table differs from "
-                              f"{run.path}; remedy: experiments/inspect {run.path} --update-notes")
+    elif args.update_notes or args.check_notes:
+        return _notes(args, path, run.meta["matrix"]["name"], table.markdown(run))
     else:
         table.show(run, Console())
     sys.stdout.flush()
+    return 0
+
+
+def _inspect_bench(args: object, path: Path) -> int:
+    """A recorded result of handoff-bench: Markdown, for the notes."""
+    shown = path.resolve()
+    shown = shown.relative_to(facts.ROOT) if shown.is_relative_to(facts.ROOT) else shown
+    text = bench.markdown(bench.load(path), str(shown))
+    if args.update_notes or args.check_notes:
+        return _notes(args, path, bench.NAME, text)
+    if args.json or args.csv or args.svg or args.record:
+        return usage.fail(PROGRAM, f"{path}: of handoff-bench's results there is only Markdown and --update-notes")
+    print(text, end="")
+    return 0
+
+
+def _notes(args: object, path: Path, name: str, text: str) -> int:
+    from matrix import notes
+
+    if args.update_notes:
+        print(f"{args.notes}: {'updated' if notes.update(name, text, args.notes) else 'up to date'}")
+    elif notes.differ(name, text, args.notes):
+        return usage.fail(PROGRAM, f"{args.notes}: its {name} table differs from "
+                          f"{path}; remedy: experiments/inspect {path} --update-notes")
     return 0

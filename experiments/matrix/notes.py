@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from matrix.store import Run, StoreError
-from matrix.table import markdown
+from matrix.store import StoreError
 
 
-def _block(run: Run, notes: Path) -> tuple[str, re.Match[str], str]:
+def _block(name: str, table: str, notes: Path) -> tuple[str, re.Match[str], str]:
     """The text of the notes, the marked block in it, and what should stand there."""
-    name = run.meta["matrix"]["name"]
     try:
         text = notes.read_text()
     except OSError as error:
@@ -22,12 +20,12 @@ def _block(run: Run, notes: Path) -> tuple[str, re.Match[str], str]:
         raise StoreError(f"{notes}: needs one pair of lines '{begin}' and '{end}'; it has {len(found)}")
     match = re.search(re.escape(found[0]), text)
     assert match
-    return text, match, f"{begin}\n{markdown(run)}{end}"
+    return text, match, f"{begin}\n{table}{end}"
 
 
-def update(run: Run, notes: Path) -> bool:
-    """Puts the run's tables into the notes; true when that changed them."""
-    text, match, wanted = _block(run, notes)
+def update(name: str, table: str, notes: Path) -> bool:
+    """Puts a recorded table between its marks in the notes; true when that changed them."""
+    text, match, wanted = _block(name, table, notes)
     if match[0] == wanted:
         return False
     try:
@@ -37,6 +35,6 @@ def update(run: Run, notes: Path) -> bool:
     return True
 
 
-def differ(run: Run, notes: Path) -> bool:
-    _, match, wanted = _block(run, notes)
+def differ(name: str, table: str, notes: Path) -> bool:
+    _, match, wanted = _block(name, table, notes)
     return match[0] != wanted
