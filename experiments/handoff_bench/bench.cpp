@@ -16,6 +16,9 @@ namespace {
 
 /// More than any channel is meant to hold.
 constexpr std::uint64_t most_in_flight = 100'000;
+/// Of a cell whose connections have to be made first, whatever the duration; and of its warm-up.
+constexpr std::uint64_t most_consumed = 1024;
+constexpr std::uint64_t warm_up_consumed = 128;
 /// Of the duration, before each measurement.
 constexpr std::int64_t warm_up_share = 5;
 
@@ -60,12 +63,14 @@ RigSetup setup_for(const Subject& subject, std::size_t batch) {
   return {configured(*subject.entry, batch), batch, subject.floor, subject.alone};
 }
 
-Sample sample_of(const BenchOptions& options, const Subject& subject, const Stream& stream) {
-  const Pinned pinned(stream.pin);
-  Rig rig(setup_for(subject, stream.batch));
-  // Warms up, and finds how many the duration takes: no clock is read while it is measured.
+/// Warms up, and finds how many the duration takes: no clock is read while it is measured.
+std::uint64_t warm_up(const BenchOptions& options, Rig& rig, std::size_t batch) {
+  if (rig.consumes()) {
+    rig.run(rig.most_prepared(warm_up_consumed));
+    return options.descriptors != 0 ? options.descriptors : most_consumed;
+  }
   const std::int64_t warm_up_ns = options.duration_ns / warm_up_share;
-  std::uint64_t count = stream.batch;
+  std::uint64_t count = batch;
   std::int64_t took_ns = 0;
   while (true) {
     const std::int64_t began_ns = monotonic_ns();
@@ -75,32 +80,43 @@ Sample sample_of(const BenchOptions& options, const Subject& subject, const Stre
       break;
     count *= 2;
   }
-  if (options.descriptors != 0) {
-    count = options.descriptors;
-  } else {
-    count = static_cast<std::uint64_t>(static_cast<double>(count) *
-                                       static_cast<double>(options.duration_ns) /
-                                       static_cast<double>(took_ns));
-    count = std::max<std::uint64_t>(1, count / stream.batch) * stream.batch;
-  }
+  if (options.descriptors != 0) return options.descriptors;
+  count = static_cast<std::uint64_t>(static_cast<double>(count) *
+                                     static_cast<double>(options.duration_ns) /
+                                     static_cast<double>(took_ns));
+  return std::max<std::uint64_t>(1, count / batch) * batch;
+}
 
-  const Usage sender_before = rig.sender_usage();
-  const Usage receiver_before = rig.receiver_usage();
-  const std::int64_t began_ns = monotonic_ns();
-  rig.run(count);
-  const std::int64_t wall_ns = monotonic_ns() - began_ns;
-  const Usage receiver_after = rig.receiver_usage();
-  const Usage sender_after = rig.sender_usage();
+Sample sample_of(const BenchOptions& options, const Subject& subject, const Stream& stream) {
+  const Pinned pinned(stream.pin);
+  Rig rig(setup_for(subject, stream.batch));
+  const std::uint64_t count = warm_up(options, rig, stream.batch);
+  std::int64_t wall_ns = 0;
+  Usage sender;
+  Usage receiver;
+  // At once, unless connections have to be prepared in between.
+  for (std::uint64_t left = count; left != 0;) {
+    const std::uint64_t now = rig.most_prepared(left);
+    rig.prepare(now);
+    const Usage sender_before = rig.sender_usage();
+    const Usage receiver_before = rig.receiver_usage();
+    const std::int64_t began_ns = monotonic_ns();
+    rig.run(now);
+    wall_ns += monotonic_ns() - began_ns;
+    receiver += rig.receiver_usage() - receiver_before;
+    sender += rig.sender_usage() - sender_before;
+    left -= now;
+  }
   rig.finish();
   const auto each = [&](std::int64_t value) {
     return static_cast<double>(value) / static_cast<double>(count);
   };
   return {count,
           each(wall_ns),
-          each(sender_after.cpu_ns - sender_before.cpu_ns),
-          each(receiver_after.cpu_ns - receiver_before.cpu_ns),
-          each(sender_after.switches - sender_before.switches),
-          each(receiver_after.switches - receiver_before.switches)};
+          each(sender.cpu_ns),
+          each(receiver.cpu_ns),
+          each(sender.switches),
+          each(receiver.switches)};
 }
 
 void add_latencies(const BenchOptions& options, const Subject& subject, Latency& latency) {

@@ -29,8 +29,10 @@ po::options_description describe_options() {
        "(default: "
        "1,16,64,253; --check: 1,64)")  //
       ("pin", po::value<std::string>(),
-       "one: both processes on one core; free: anywhere; both (default; --check: one)")          //
-      ("duration", value("0.05"), "seconds of a cell, after a warm-up")                          //
+       "one: both processes on one core; free: anywhere; both (default; --check: one)")  //
+      ("duration", value("0.05"),
+       "seconds of a cell, after a warm-up; a method that consumes what it is handed has a count "
+       "of its own")                                                                             //
       ("descriptors", po::value<std::string>(), "descriptors of a cell, instead of a duration")  //
       ("repetitions", value("7"), "of every cell, interleaved in random order")                  //
       ("latencies", value("300"), "hand-offs one at a time, in each repetition; 0: none")        //

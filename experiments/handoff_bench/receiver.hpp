@@ -29,7 +29,8 @@ struct BenchState {
   /// While the calls are counted: the receiver counts its own from the release up to this one.
   std::atomic<std::uint64_t> count_calls_up_to{0};
 
-  // ---- for the tracer: whether a side's system calls count just now; written by that side ----
+  // ---- for the tracer: whether a side's system calls count just now; written by that side (or, when
+  // it cannot know when it is done, by the sender) ----
   alignas(64) std::atomic<bool> sender_counts{false};
   std::atomic<bool> receiver_counts{false};
 };

@@ -249,7 +249,9 @@ std::string latency_table(const BenchOptions& options, const Results& results) {
     }
     for (const Constant& constant : results.constants) {
       if (constant.subject != i) continue;
-      text += fmt::format("{:>6}", constant.filled ? std::to_string(constant.filled->sent) : "-");
+      // What was not filled tells nothing: there were too few connections to send.
+      const bool full = constant.filled && constant.filled->state != Channel::more;
+      text += fmt::format("{:>6}", full ? std::to_string(constant.filled->sent) : "-");
     }
     text += '\n';
     for (const Latency& latency : results.latencies) {

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "experiments/handoff_bench/connections.hpp"
 #include "experiments/handoff_bench/receiver.hpp"
 #include "ipc/process.hpp"
 #include "ipc/registry.hpp"
@@ -24,6 +25,15 @@ struct RigSetup {
 struct Usage {
   std::int64_t cpu_ns = 0;
   std::int64_t switches = 0;
+
+  Usage operator-(const Usage& before) const {
+    return {cpu_ns - before.cpu_ns, switches - before.switches};
+  }
+  Usage& operator+=(const Usage& more) {
+    cpu_ns += more.cpu_ns;
+    switches += more.switches;
+    return *this;
+  }
 };
 
 /// How full the channel was when nobody received.
@@ -33,8 +43,9 @@ struct Filled {
   int error = 0;
 };
 
-/// Hands one established TCP connection over and over; the contract lends it, so it stays good. Every
-/// wait is bounded: without progress for some seconds, or when the receiver ends, it throws.
+/// Hands one established TCP connection over and over; the contract lends it, so it stays good. (A
+/// method that consumes it gets a new one each time.) Every wait is bounded: without progress for some
+/// seconds, or when the receiver ends, it throws.
 class Rig {
  public:
   explicit Rig(RigSetup setup);
@@ -45,7 +56,14 @@ class Rig {
   [[nodiscard]] bool has_receiver() const { return !setup_.alone; }
   [[nodiscard]] BenchState& state() const { return (*setup_.state)[0]; }
 
-  /// Hands over `count`, a batch at a time; returns when all have been taken and closed.
+  /// Whether each hand-over needs a connection of its own, for the method takes it away.
+  [[nodiscard]] bool consumes() const { return setup_.method.entry->consumes_connection; }
+  /// How many of `count` can be prepared at once: all, when there is nothing to prepare.
+  [[nodiscard]] std::uint64_t most_prepared(std::uint64_t count) const;
+  /// Ahead of a run that is timed: makes the connections that it consumes.
+  void prepare(std::uint64_t count);
+
+  /// Hands over `count`, at most what can be prepared, a batch at a time; returns when all have been taken and closed.
   void run(std::uint64_t count);
   /// One at a time to a receiver that sleeps: each from before send() to usable there.
   [[nodiscard]] std::vector<std::int64_t> latencies_ns(std::size_t count);
@@ -65,12 +83,15 @@ class Rig {
   SendResult offer(std::uint64_t up_to);
   void wait_for_room(Channel state);
   void wait_received(std::uint64_t count);
-  /// Sleeps until `entry` is ready, attending to the sink meanwhile.
+  /// A moment, as nothing is known that would tell when the channel has room.
+  void pause();
+  void attend_until_quiet();
+  [[noreturn]] void give_up() const;
+  /// Sleeps until `fd` is ready, attending to the sink meanwhile.
   void wait_attending(int fd, short events);
 
   RigSetup setup_;
-  OwnedFd client_;
-  OwnedFd connection_;
+  ConnectionSupply connections_;  // before the sink, which borrows them
   OwnedFd progress_;
   OwnedFd control_;
   ChildProcess child_;  // before the sink, which borrows its pidfd
@@ -78,7 +99,9 @@ class Rig {
   int attention_ = -1;
   std::vector<Handover> batch_;
   std::uint64_t sent_ = 0;
-  std::uint64_t seen_ = 0;  ///< Of `received`, when it was last looked at.
+  std::uint64_t seen_ = 0;                      ///< Of `received`, when it was last looked at.
+  std::uint64_t full_at_ = BenchState::nobody;  ///< What `sent_` was when the channel was full.
+  std::int64_t full_since_ns_ = 0;
 };
 
 }  // namespace c10k
