@@ -65,7 +65,7 @@ def markdown(data: dict[str, Any], source: str) -> str:
         cells = [f"`{name}`" + (" (floor)" if subject["kind"] == "floor" else "")]
         cells += [_ns(_median(streams.get((name, "one", batch)), "cpu_ns")) for batch in batches]
         cells.append(f"{_ns(_median(at64, 'sender_cpu_ns'))} + {_ns(_median(at64, 'receiver_cpu_ns'))}")
-        half_range = (spread["max"] - spread["min"]) / 2 / spread["median"] if spread else None
+        half_range = (spread["q3"] - spread["q1"]) / 2 / spread["median"] if spread else None
         cells.append("-" if half_range is None else f"{half_range:.0%}")
         cells.append(_ns(_median(streams.get((name, "free", 64)), "wall_ns")))
         if calls:
@@ -78,6 +78,10 @@ def markdown(data: dict[str, Any], source: str) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     host = data["host"]
     lines += ["", *(f"- Target: {row['text']}: {row['outcome']}." for row in data["targets"])]
-    lines.append(f"- Seed {data['seed']}, host and options in the data: `{source}/{FILE}` "
-                 f"({', '.join(str(host[key]) for key in ('kernel', 'cpu') if key in host)}).")
+    options = data["options"]
+    lines.append(f"- Medians of {options['repetitions']} repetitions in random order, each cell {options['duration_s']:g} s; "
+                 "± is half of what lies between the quartiles.")
+    lines.append(f"- Seed {data['seed']}, revision {host['revision'][:12]}, {host['build_type']} build, Linux {host['kernel']}, "
+                 f"{host['cpu_model']}, {host['cores']} cores; flags: {', '.join(host['flags']) or 'none'}.")
+    lines.append(f"- Data: `{source}/{FILE}`")
     return "\n".join(lines) + "\n"
