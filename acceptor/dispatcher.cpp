@@ -347,7 +347,8 @@ std::size_t Dispatcher::in_hand_off() const {
 }
 
 std::size_t Dispatcher::open() const {
-  std::size_t count = pending_.size();
+  // What is on its way through a shared channel is no worker's yet.
+  std::size_t count = pending_.size() + (shared_channel_ ? kept_.size() : 0);
   for (const auto& channel : channels_) count += channel ? channel->open() : 0;
   return count;
 }
