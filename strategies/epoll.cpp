@@ -17,11 +17,13 @@ namespace {
 
 class EpollPoller : public Poller {
  public:
-  std::span<const Event> wait(int timeout_ms) override {
+  std::span<const Event> wait(std::int64_t timeout_ns) override {
     events_.clear();
-    const int ready = ::epoll_wait(epoll_.get(), kernel_events_.data(),
-                                   static_cast<int>(kernel_events_.size()), timeout_ms);
-    if (ready < 0 && errno != EINTR) throw_system_error(errno, "epoll_wait {}", epoll_.get());
+    // epoll_pwait2 is epoll_wait with the timeout in nanoseconds (Linux 5.11).
+    const int ready =
+        ::epoll_pwait2(epoll_.get(), kernel_events_.data(), static_cast<int>(kernel_events_.size()),
+                       WaitTime(timeout_ns).get(), nullptr);
+    if (ready < 0 && errno != EINTR) throw_system_error(errno, "epoll_pwait2 {}", epoll_.get());
     for (int i = 0; i < ready; ++i) {
       const epoll_event& event = kernel_events_[static_cast<std::size_t>(i)];
       const auto fd = static_cast<std::size_t>(event.data.u64 & 0xffffffff);

@@ -52,16 +52,14 @@ void EventLoop::run() {
   stopping_ = false;
 }
 
-int EventLoop::timeout_ms() const {
+std::int64_t EventLoop::timeout_ns() const {
   if (!again_.empty()) return 0;
   if (timers_.empty()) return -1;
-  // Rounded up: a timer that is nearly due must not make the loop spin.
-  const std::int64_t left = timers_.begin()->first - monotonic_ns();
-  return static_cast<int>(std::clamp<std::int64_t>((left + 999'999) / 1'000'000, 0, 3'600'000));
+  return std::max<std::int64_t>(timers_.begin()->first - monotonic_ns(), 0);
 }
 
 void EventLoop::turn() {
-  const auto events = poller_->wait(timeout_ms());
+  const auto events = poller_->wait(timeout_ns());
   ++turn_;
   now_ns_ = monotonic_ns();
   calling_again_.swap(again_);

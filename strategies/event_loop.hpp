@@ -59,7 +59,7 @@ class EventLoop {
 
   void turn();
   void end_turn();
-  [[nodiscard]] int timeout_ms() const;
+  [[nodiscard]] std::int64_t timeout_ns() const;
   void run_timers();
 
   PollerEntry entry_;

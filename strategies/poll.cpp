@@ -11,9 +11,10 @@ namespace {
 
 class PollPoller : public Poller {
  public:
-  std::span<const Event> wait(int timeout_ms) override {
+  std::span<const Event> wait(std::int64_t timeout_ns) override {
     events_.clear();
-    int ready = ::poll(entries_.data(), entries_.size(), timeout_ms);
+    // ppoll is poll with the timeout in nanoseconds.
+    int ready = ::ppoll(entries_.data(), entries_.size(), WaitTime(timeout_ns).get(), nullptr);
     if (ready < 0 && errno != EINTR)
       throw_system_error(errno, "poll of {} descriptors", entries_.size());
     for (std::size_t i = 0; ready > 0 && i < entries_.size(); ++i) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <ctime>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -33,6 +34,19 @@ struct Event {
   Readiness ready;
 };
 
+/// The timeout of Poller::wait as system calls take it: null means for ever.
+class WaitTime {
+ public:
+  explicit WaitTime(std::int64_t timeout_ns)
+      : time_{timeout_ns / 1'000'000'000, timeout_ns % 1'000'000'000}, for_ever_(timeout_ns < 0) {}
+  /// Some calls write to it.
+  [[nodiscard]] timespec* get() { return for_ever_ ? nullptr : &time_; }
+
+ private:
+  timespec time_;
+  bool for_ever_;
+};
+
 /// Why a descriptor leaves a poller.
 enum class Removal : std::uint8_t {
   closing,     ///< The caller closes it next and no other process or number holds the open file.
@@ -42,8 +56,8 @@ enum class Removal : std::uint8_t {
 class Poller {
  public:
   virtual ~Poller() = default;
-  /// Waits up to `timeout_ms` (-1: for ever). The events are valid until the next call.
-  virtual std::span<const Event> wait(int timeout_ms) = 0;
+  /// Waits up to `timeout_ns` (-1: for ever). The events are valid until the next call.
+  virtual std::span<const Event> wait(std::int64_t timeout_ns) = 0;
   /// Adds the descriptor (borrowed) or changes what to wait for.
   virtual void update(int fd, Interest interest) = 0;
   /// Forgets a descriptor that update() has added. No event of it is reported any more.

@@ -16,13 +16,13 @@ namespace {
 
 class SelectPoller : public Poller {
  public:
-  std::span<const Event> wait(int timeout_ms) override {
+  std::span<const Event> wait(std::int64_t timeout_ns) override {
     events_.clear();
     ready_read_ = read_;
     ready_write_ = write_;
-    timeval timeout{timeout_ms / 1000, timeout_ms % 1000 * 1000L};
-    const int ready = ::select(limit_, set(ready_read_), set(ready_write_), nullptr,
-                               timeout_ms < 0 ? nullptr : &timeout);
+    // pselect is select with the timeout in nanoseconds; both write what is left of it.
+    const int ready = ::pselect(limit_, set(ready_read_), set(ready_write_), nullptr,
+                                WaitTime(timeout_ns).get(), nullptr);
     if (ready < 0 && errno != EINTR) throw_system_error(errno, "select of {} descriptors", limit_);
     if (ready <= 0) return {};
     for (std::size_t word = 0; word * bits < static_cast<std::size_t>(limit_); ++word) {

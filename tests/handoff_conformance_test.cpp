@@ -39,8 +39,6 @@ class HandoffMethods : public ::testing::TestWithParam<std::string> {
     return request;
   }
   [[nodiscard]] const ConfiguredMethod& method() const { return configured_; }
-  /// The table is the test's too: its own descriptors count, and the limit is the acceptor's.
-  [[nodiscard]] bool shared_table() const { return configured_.entry->shared_table; }
   [[nodiscard]] bool has_sink() const { return !configured_.entry->kernel_dispatches; }
 
   /// A connection on its way to the worker: handed over, or made to its listener.
@@ -98,9 +96,15 @@ class HandoffMethods : public ::testing::TestWithParam<std::string> {
   std::size_t before_ = 0;
 };
 
-std::vector<std::string> method_names() {
+/// Methods without a sink: the kernel dispatches, and nothing is sent.
+class HandoffSinks : public HandoffMethods {};
+/// Where all share one table, the limit of descriptors is the acceptor's.
+class HandoffToOwnTable : public HandoffMethods {};
+
+std::vector<std::string> method_names(bool (*wanted)(const MethodEntry&)) {
   std::vector<std::string> names;
   for (const MethodEntry& entry : handoff_methods()) {
+    if (!wanted(entry)) continue;
     names.emplace_back(entry.name);
     for (const std::string_view variant : entry.variants)
       names.push_back(fmt::format("{}:{}", entry.name, variant));
@@ -116,7 +120,22 @@ std::string readable(const ::testing::TestParamInfo<std::string>& info) {
   return name;
 }
 
-INSTANTIATE_TEST_SUITE_P(Registry, HandoffMethods, ::testing::ValuesIn(method_names()), readable);
+bool any(const MethodEntry&) {
+  return true;
+}
+bool with_sink(const MethodEntry& entry) {
+  return !entry.kernel_dispatches;
+}
+bool to_own_table(const MethodEntry& entry) {
+  return with_sink(entry) && !entry.shared_table;
+}
+
+INSTANTIATE_TEST_SUITE_P(Registry, HandoffMethods, ::testing::ValuesIn(method_names(any)),
+                         readable);
+INSTANTIATE_TEST_SUITE_P(Registry, HandoffSinks, ::testing::ValuesIn(method_names(with_sink)),
+                         readable);
+INSTANTIATE_TEST_SUITE_P(Registry, HandoffToOwnTable,
+                         ::testing::ValuesIn(method_names(to_own_table)), readable);
 
 TEST_P(HandoffMethods, BytesRoundTripAndUnreadBytesArrive) {
   LinkedWorker worker(method(), request(), [&](ConnectionSource& source, int control) {
@@ -146,7 +165,7 @@ TEST_P(HandoffMethods, ArrivesCloseOnExecAndNonBlockingAndIsCountedBack) {
       if ((::fcntl(connection.fd.get(), F_GETFL) & O_NONBLOCK) == 0) code = 3;
     });
     const auto all_back = [&] { return open_descriptors() == before; };
-    if (!shared_table() && !attend_until(source, all_back)) code = 4;
+    if (!configured_.entry->shared_table && !attend_until(source, all_back)) code = 4;
     return all ? code : 1;
   });
   for (std::uint64_t i = 0; i < 2; ++i) deliver(worker, i, "x");
@@ -158,10 +177,7 @@ TEST_P(HandoffMethods, KernelDispatchHasNoSinkAndEverythingElseHasOne) {
   EXPECT_EQ(worker.has_sink(), has_sink());
 }
 
-// From here on: methods with a sink.
-
-TEST_P(HandoffMethods, KeepsOrderAndTagsAcrossBatches) {
-  if (!has_sink()) GTEST_SKIP() << "the kernel dispatches: nothing is sent";
+TEST_P(HandoffSinks, KeepsOrderAndTagsAcrossBatches) {
   constexpr std::size_t count = 700;
   LinkedWorker worker(method(), request(), [&](ConnectionSource& source, int) {
     std::uint64_t expected = 0;
@@ -184,8 +200,7 @@ TEST_P(HandoffMethods, KeepsOrderAndTagsAcrossBatches) {
   EXPECT_EQ(worker.exit_code(), 0);
 }
 
-TEST_P(HandoffMethods, BatchesAtTheKernelsLimit) {
-  if (!has_sink()) GTEST_SKIP() << "the kernel dispatches: nothing is sent";
+TEST_P(HandoffSinks, BatchesAtTheKernelsLimit) {
   Supply supply(method());
   for (const std::size_t count : {1U, 253U, 254U, 507U}) {
     LinkedWorker worker(method(), request(), [&](ConnectionSource& source, int) {
@@ -196,8 +211,7 @@ TEST_P(HandoffMethods, BatchesAtTheKernelsLimit) {
   }
 }
 
-TEST_P(HandoffMethods, FullChannelBlocksNobodyAndLosesNothing) {
-  if (!has_sink()) GTEST_SKIP() << "the kernel dispatches: nothing is sent";
+TEST_P(HandoffSinks, FullChannelBlocksNobodyAndLosesNothing) {
   constexpr std::size_t most = 200'000;
   LinkedWorker worker(method(), request(), [&](ConnectionSource& source, int control) {
     if (hear(control) != 'g') return 1;
@@ -239,8 +253,7 @@ TEST_P(HandoffMethods, FullChannelBlocksNobodyAndLosesNothing) {
   EXPECT_EQ(worker.exit_code(), 0);
 }
 
-TEST_P(HandoffMethods, DeathOfTheWorkerIsAnErrorAndNotAHang) {
-  if (!has_sink()) GTEST_SKIP() << "the kernel dispatches: nothing is sent";
+TEST_P(HandoffSinks, DeathOfTheWorkerIsAnErrorAndNotAHang) {
   LinkedWorker worker(method(), request(),
                       [](ConnectionSource&, int control) { return hear(control) == 0; });
   const TcpPair pair = tcp_pair();
@@ -258,8 +271,7 @@ TEST_P(HandoffMethods, DeathOfTheWorkerIsAnErrorAndNotAHang) {
 }
 
 /// Killed wherever it is: in a system call, in a lock, between taking and counting.
-TEST_P(HandoffMethods, WorkerKilledAtAnyMomentDoesNotHangTheSink) {
-  if (!has_sink()) GTEST_SKIP() << "the kernel dispatches: nothing is sent";
+TEST_P(HandoffSinks, WorkerKilledAtAnyMomentDoesNotHangTheSink) {
   std::minstd_rand random(20261123);
   // A connection that leaves its descriptor must be made for each hand-over, which takes its time.
   const bool one_each = configured_.entry->consumes_connection;
@@ -298,8 +310,7 @@ TEST_P(HandoffMethods, WorkerKilledAtAnyMomentDoesNotHangTheSink) {
   }
 }
 
-TEST_P(HandoffMethods, UndeliveredConnectionsEndWithTheSink) {
-  if (!has_sink()) GTEST_SKIP() << "the kernel dispatches: nothing is sent";
+TEST_P(HandoffSinks, UndeliveredConnectionsEndWithTheSink) {
   LinkedWorker worker(method(), request(),
                       [](ConnectionSource&, int control) { return hear(control) == 0; });
   TcpPair pair = tcp_pair();
@@ -314,9 +325,7 @@ TEST_P(HandoffMethods, UndeliveredConnectionsEndWithTheSink) {
   EXPECT_TRUE(ends(pair.client.get())) << "someone still holds the connection";
 }
 
-TEST_P(HandoffMethods, WorkerAtItsDescriptorLimitRefusesAndKeepsNothing) {
-  if (!has_sink()) GTEST_SKIP() << "the kernel dispatches: nothing is sent";
-  if (shared_table()) GTEST_SKIP() << "one table: the limit is the acceptor's";
+TEST_P(HandoffToOwnTable, WorkerAtItsDescriptorLimitRefusesAndKeepsNothing) {
   LinkedWorker worker(method(), request(), [&](ConnectionSource& source, int control) {
     const std::size_t before = open_descriptors();
     // Room for one more number than are open, one of which the count itself uses for its folder.
@@ -350,9 +359,7 @@ TEST_P(HandoffMethods, WorkerAtItsDescriptorLimitRefusesAndKeepsNothing) {
   EXPECT_EQ(worker.exit_code(), 0);
 }
 
-TEST_P(HandoffMethods, RefusedAndTakenBackIsHeldByNobodyElse) {
-  if (!has_sink()) GTEST_SKIP() << "the kernel dispatches: nothing is sent";
-  if (shared_table()) GTEST_SKIP() << "one table: the limit is the acceptor's";
+TEST_P(HandoffToOwnTable, RefusedAndTakenBackIsHeldByNobodyElse) {
   LinkedWorker worker(method(), request(), [&](ConnectionSource& source, int control) {
     rlimit limit{};
     ::getrlimit(RLIMIT_NOFILE, &limit);

@@ -38,7 +38,7 @@ TEST_P(Pollers, ReportsWhatIsReadyAndNothingElse) {
   poller_->update(idle.get(), {.read = true});
   EXPECT_TRUE(poller_->wait(0).empty());
   send_text(right.get(), "x");
-  const auto ready = by_descriptor(poller_->wait(patience_ms));
+  const auto ready = by_descriptor(poller_->wait(patience_ns));
   ASSERT_EQ(ready.size(), 1U);
   EXPECT_TRUE(ready.at(left.get()).read);
   EXPECT_FALSE(ready.at(left.get()).write);
@@ -48,16 +48,16 @@ TEST_P(Pollers, ChangingTheInterestReportsWhatIsReadyAlready) {
   auto [left, right] = unix_pair(SOCK_STREAM);
   send_text(right.get(), "x");
   poller_->update(left.get(), {.write = true});
-  EXPECT_TRUE(by_descriptor(poller_->wait(patience_ms)).at(left.get()).write);
+  EXPECT_TRUE(by_descriptor(poller_->wait(patience_ns)).at(left.get()).write);
   poller_->update(left.get(), {.read = true});
-  EXPECT_TRUE(by_descriptor(poller_->wait(patience_ms)).at(left.get()).read);
+  EXPECT_TRUE(by_descriptor(poller_->wait(patience_ns)).at(left.get()).read);
 }
 
 TEST_P(Pollers, LevelIsReportedAgainUntilItIsGone) {
   auto [left, right] = unix_pair(SOCK_STREAM);
   poller_->update(left.get(), {.read = true, .level = true});
   send_text(right.get(), "x");
-  EXPECT_EQ(poller_->wait(patience_ms).size(), 1U);
+  EXPECT_EQ(poller_->wait(patience_ns).size(), 1U);
   EXPECT_EQ(poller_->wait(0).size(), 1U);
   EXPECT_EQ(read_text(left.get(), 1), "x");
   EXPECT_TRUE(poller_->wait(0).empty());
@@ -67,7 +67,7 @@ TEST_P(Pollers, ChangeIsReportedOnceIfTheEntrySaysSo) {
   auto [left, right] = unix_pair(SOCK_STREAM);
   poller_->update(left.get(), {.read = true});
   send_text(right.get(), "x");
-  EXPECT_EQ(poller_->wait(patience_ms).size(), 1U);
+  EXPECT_EQ(poller_->wait(patience_ns).size(), 1U);
   EXPECT_EQ(poller_->wait(0).size(), entry().edge_triggered ? 0U : 1U);
 }
 
@@ -78,7 +78,7 @@ TEST_P(Pollers, NoInterestIsSilent) {
   poller_->update(left.get(), {.level = true});
   EXPECT_TRUE(poller_->wait(0).empty());
   poller_->update(left.get(), {.read = true, .level = true});
-  EXPECT_EQ(poller_->wait(patience_ms).size(), 1U);
+  EXPECT_EQ(poller_->wait(patience_ns).size(), 1U);
 }
 
 TEST_P(Pollers, RemovedIsSilentEvenIfAnotherProcessHoldsTheFile) {
@@ -109,7 +109,7 @@ TEST_P(Pollers, EventsOfAnEarlierRegistrationAreNotReported) {
   send_text(right.get(), "x");
   EXPECT_TRUE(poller_->wait(0).empty());
   send_text(fresh_peer.get(), "y");
-  EXPECT_EQ(poller_->wait(patience_ms).size(), 1U);
+  EXPECT_EQ(poller_->wait(patience_ns).size(), 1U);
 }
 
 TEST_P(Pollers, HasNoLimitOf1024) {
@@ -124,7 +124,7 @@ TEST_P(Pollers, HasNoLimitOf1024) {
   EXPECT_TRUE(poller_->wait(0).empty());
   for (const std::size_t i : {std::size_t{0}, count / 2, count - 1})
     send_text(pairs[i].second.get(), "x");
-  const auto ready = by_descriptor(poller_->wait(patience_ms));
+  const auto ready = by_descriptor(poller_->wait(patience_ns));
   EXPECT_EQ(ready.size(), 3U);
   for (const std::size_t i : {std::size_t{0}, count / 2, count - 1})
     EXPECT_TRUE(ready.contains(pairs[i].first.get()));
@@ -135,7 +135,7 @@ TEST_P(Pollers, PeersEndIsReadable) {
   TcpPair pair = tcp_pair();
   poller_->update(pair.accepted.get(), {.read = true});
   pair.client.reset();
-  EXPECT_TRUE(by_descriptor(poller_->wait(patience_ms)).at(pair.accepted.get()).read);
+  EXPECT_TRUE(by_descriptor(poller_->wait(patience_ns)).at(pair.accepted.get()).read);
 }
 
 TEST_P(Pollers, ExclusiveInterestCanBeSetAndPaused) {
@@ -144,11 +144,11 @@ TEST_P(Pollers, ExclusiveInterestCanBeSetAndPaused) {
   const Interest paused{.level = true, .exclusive = entry().exclusive};
   poller_->update(listener.get(), waiting);
   const OwnedFd client = connect_to(SocketAddress::local(listener.get()));
-  EXPECT_EQ(poller_->wait(patience_ms).size(), 1U);
+  EXPECT_EQ(poller_->wait(patience_ns).size(), 1U);
   poller_->update(listener.get(), paused);
   EXPECT_TRUE(poller_->wait(0).empty());
   poller_->update(listener.get(), waiting);
-  EXPECT_EQ(poller_->wait(patience_ms).size(), 1U);
+  EXPECT_EQ(poller_->wait(patience_ns).size(), 1U);
   poller_->remove(listener.get(), Removal::still_open);
 }
 
@@ -174,7 +174,7 @@ TEST_P(Pollers, LoopCallsAgainWhoStoppedEarly) {
     loop.call_again(left.get());
   });
   loop.watch(left.get(), {.read = true}, handler);
-  loop.after(std::int64_t{patience_ms} * 1'000'000, [&] { loop.stop(); });
+  loop.after(patience_ns, [&] { loop.stop(); });
   loop.run();
   EXPECT_EQ(read, "abc");
 }

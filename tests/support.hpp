@@ -23,6 +23,7 @@ namespace c10k::testing {
 /// How long anything may take that is expected to happen at once. A bound for broken code, not a
 /// wait.
 inline constexpr int patience_ms = 20'000;
+inline constexpr std::int64_t patience_ns = std::int64_t{patience_ms} * 1'000'000;
 
 inline std::size_t open_descriptors() {
   const auto folder = std::filesystem::directory_iterator("/proc/self/fd");

@@ -2,7 +2,7 @@
 // poller.
 //
 // System calls of a crr attempt: socket, setsockopt and bind (with several client addresses),
-// connect, send, epoll_ctl, recv, close, and a share of an epoll_wait. On loopback the handshake is
+// connect, send, epoll_ctl, recv, close, and a share of an epoll_pwait2. On loopback the handshake is
 // over when connect returns EINPROGRESS: the segments of both sides are worked off before the call
 // returns. So the request is sent at once, and only where that fails does the slot wait for
 // writability.
