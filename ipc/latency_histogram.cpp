@@ -49,6 +49,14 @@ double LatencyHistogram::quantile_ns(double fraction) const {
   return static_cast<double>(max_ns_);
 }
 
+std::vector<LatencyHistogram::Bucket> LatencyHistogram::filled() const {
+  std::vector<Bucket> all;
+  for (const auto& cell : bh::indexed(counts_, bh::coverage::all)) {
+    if (*cell != 0) all.push_back({middle_ns(cell), static_cast<std::uint64_t>(*cell)});
+  }
+  return all;
+}
+
 nlohmann::json LatencyHistogram::to_json(bool with_buckets) const {
   const auto us = [](double ns) { return std::round(ns) / 1000; };
   nlohmann::json json = {{"count", count()},
@@ -56,12 +64,12 @@ nlohmann::json LatencyHistogram::to_json(bool with_buckets) const {
                          {"p90_us", us(quantile_ns(0.90))},
                          {"p99_us", us(quantile_ns(0.99))},
                          {"p99_9_us", us(quantile_ns(0.999))},
+                         {"p99_99_us", us(quantile_ns(0.9999))},
                          {"max_us", us(static_cast<double>(max_ns_))}};
   if (with_buckets) {
     auto list = nlohmann::json::array();
-    for (const auto& cell : bh::indexed(counts_, bh::coverage::all)) {
-      if (*cell != 0)
-        list.push_back({std::round(middle_ns(cell)), static_cast<std::uint64_t>(*cell)});
+    for (const Bucket& bucket : filled()) {
+      list.push_back({std::round(bucket.middle_ns), bucket.count});
     }
     json["buckets_ns"] = std::move(list);
   }

@@ -7,6 +7,7 @@
 #include <boost/histogram/storage_adaptor.hpp>
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
+#include <vector>
 
 namespace c10k {
 
@@ -29,8 +30,15 @@ class LatencyHistogram {
   /// The latency that `fraction` (0 to 1) of the values do not exceed; 0 when there are none.
   [[nodiscard]] double quantile_ns(double fraction) const;
 
-  /// {"count", "p50_us", "p90_us", "p99_us", "p99_9_us", "max_us", "buckets_ns": [[middle,
-  /// count]]}. The buckets are what merges; they are left out unless asked for.
+  struct Bucket {
+    double middle_ns;  ///< At most half a percent off.
+    std::uint64_t count;
+  };
+  /// Those that are not empty, in order.
+  [[nodiscard]] std::vector<Bucket> filled() const;
+
+  /// {"count", "p50_us", "p90_us", "p99_us", "p99_9_us", "p99_99_us", "max_us", "buckets_ns":
+  /// [[middle, count]]}. The buckets are what merges; they are left out unless asked for.
   [[nodiscard]] nlohmann::json to_json(bool with_buckets) const;
 
  private:

@@ -7,10 +7,11 @@ namespace c10k {
 
 std::span<const Engine> engines() {
   static constexpr std::array registry{
+      Engine{"processes", "a process with blocking calls per connection", run_process_engine},
+      Engine{"threads", "a thread with blocking calls per connection", run_thread_engine},
       Engine{"select", "one thread, select(2)", run_loop_engine},
       Engine{"poll", "one thread, poll(2)", run_loop_engine},
-      Engine{"epoll", "one thread, epoll(7)", run_loop_engine},
-      Engine{"threads", "a thread with blocking calls per connection", run_thread_engine}};
+      Engine{"epoll", "one thread, epoll(7)", run_loop_engine}};
   return registry;
 }
 

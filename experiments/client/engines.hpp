@@ -1,4 +1,4 @@
-// The engines: ways to drive many connections from one process.
+// The engines: ways to drive connections from a process.
 #pragma once
 
 #include <span>
@@ -11,7 +11,7 @@ class Run;
 struct Engine {
   std::string_view name;
   std::string_view summary;
-  /// Carries out all phases of the run, and returns when nothing is in flight any more.
+  /// What a client process does: carries out all phases of the run.
   void (*run)(Run& run);
 };
 
@@ -22,6 +22,7 @@ struct Engine {
 
 /// One function an engine, defined in the file of that name. The loop engine uses the poller that
 /// has the engine's name.
+void run_process_engine(Run& run);
 void run_loop_engine(Run& run);
 void run_thread_engine(Run& run);
 

@@ -8,15 +8,15 @@
 // writability.
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <array>
-#include <csignal>
+#include <deque>
 #include <optional>
 #include <utility>
 #include <vector>
 
 #include "experiments/client/dialer.hpp"
 #include "experiments/client/engines.hpp"
-#include "experiments/client/progress.hpp"
 #include "experiments/client/run.hpp"
 #include "ipc/syscall.hpp"
 #include "strategies/due_list.hpp"
@@ -43,8 +43,20 @@ class Slot : public EventHandler, public DueMember {
   OwnedFd fd;
   Exchange exchange;
   std::optional<Exchange::Step> lost;  // how an idle connection ended; the next attempt tells
+  std::int64_t intended_ns = 0;
   std::int64_t started_ns = 0;
   std::int64_t connected_ns = 0;  // 0 where the attempt has opened no connection
+  std::uint64_t echoes = 0;       // on this connection
+};
+
+/// Sees that the other processes of the run are through with the phase, too.
+class PhaseWatch : public EventHandler {
+ public:
+  explicit PhaseWatch(LoopEngine& engine) : engine_(engine) {}
+  void on_ready(Readiness ready) override;
+
+ private:
+  LoopEngine& engine_;
 };
 
 class LoopEngine {
@@ -52,18 +64,20 @@ class LoopEngine {
   explicit LoopEngine(Run& run);
   void work();
   void on_ready(Slot& slot, Readiness ready);
+  void next_phase();
 
  private:
-  void begin_phase();
-  [[nodiscard]] bool phase_over() const {
-    return working_ == 0 && unstarted_ == run_.phase().slots;
-  }
-  /// Goes on to the next phase when this one is over; ends the loop after the last.
+  /// Says so when nothing of the phase is left to do.
   void turn_ended();
+  void expect_phase();
 
   void start_another();
   void start_ready();
-  void attempt(Slot& slot);
+  /// When the next attempt is to start. Nothing while that time has not come (a timer is set), or
+  /// when no more are to be made (then `ready_` is empty).
+  [[nodiscard]] std::optional<std::int64_t> due_start(std::int64_t now_ns);
+  void rest_ready();
+  void attempt(Slot& slot, std::int64_t intended_ns, std::int64_t now_ns);
   void rest(Slot& slot);
   void send(Slot& slot);
   void receive(Slot& slot, bool to_end);
@@ -76,10 +90,14 @@ class LoopEngine {
   Run& run_;
   EventLoop loop_;
   Dialer dialer_;
+  PhaseWatch phase_watch_{*this};
   DueList<Slot> timeouts_;
   DueList<Slot> pauses_;
   std::vector<Slot> slots_;
-  std::vector<Slot*> ready_;   // to start; a queue, so that failing attempts do not recurse
+  std::deque<Slot*> ready_;            // to start; a queue, so that failing attempts do not recurse
+  std::optional<std::int64_t> start_;  // taken, and not due yet
+  bool waiting_ = false;               // for it, or to see whether the run has been stopped
+  bool in_phase_ = false;
   std::size_t unstarted_ = 0;  // the first slot that has not yet begun the phase
   std::size_t working_ = 0;    // slots that have begun it and have not come to rest
   std::size_t dials_ = 0;
@@ -88,6 +106,10 @@ class LoopEngine {
 
 void Slot::on_ready(Readiness ready) {
   engine->on_ready(*this, ready);
+}
+
+void PhaseWatch::on_ready(Readiness) {
+  engine_.next_phase();
 }
 
 LoopEngine::LoopEngine(Run& run)
@@ -104,40 +126,41 @@ LoopEngine::LoopEngine(Run& run)
                 ready_.push_back(&slot);
                 start_ready();
               }),
-      slots_(run.options().connections) {
+      slots_(run.slots()),
+      dials_(run.process()) {
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     slots_[i].engine = this;
     slots_[i].index = i;
   }
-  ready_.reserve(slots_.size());
 }
 
 void LoopEngine::work() {
-  const SignalWatch signals(loop_, {SIGINT, SIGTERM}, [this](int) { run_.stop(End::interrupted); });
-  const Progress progress(loop_, run_);
   loop_.at_end_of_turn([this] { turn_ended(); });
-  if (!run_.next_phase()) return;
-  begin_phase();
+  expect_phase();
   loop_.run();
   for (Slot& slot : slots_) {
     if (slot.fd) close(slot);
   }
 }
 
-void LoopEngine::begin_phase() {
+void LoopEngine::expect_phase() {
+  run_.phase_ended();
+  loop_.watch(run_.phase_fd(), {.read = true, .level = true}, phase_watch_);
+}
+
+void LoopEngine::next_phase() {
+  loop_.forget(run_.phase_fd(), Removal::still_open);
+  if (!run_.next_phase()) return loop_.stop();
+  in_phase_ = true;
   unstarted_ = 0;
   for (std::size_t i = 0; i < run_.phase().first_at_once; ++i) start_another();
   start_ready();
 }
 
 void LoopEngine::turn_ended() {
-  while (phase_over()) {
-    if (!run_.next_phase()) {
-      loop_.stop();
-      return;
-    }
-    begin_phase();
-  }
+  if (!in_phase_ || working_ != 0 || unstarted_ != run_.phase().slots) return;
+  in_phase_ = false;
+  expect_phase();
 }
 
 void LoopEngine::start_another() {
@@ -150,17 +173,58 @@ void LoopEngine::start_another() {
 
 void LoopEngine::start_ready() {
   while (!ready_.empty()) {
-    Slot& slot = *ready_.back();
-    ready_.pop_back();
-    attempt(slot);
+    // In turn, so that an open rate spreads over all connections.
+    Slot& slot = *ready_.front();
+    if (slot.state == Slot::State::closed && !slot.lost && !run_.phase().connects) {
+      ready_.pop_front();
+      rest(slot);
+      continue;
+    }
+    const std::int64_t now = monotonic_ns();
+    const auto start = due_start(now);
+    if (!start) return;
+    ready_.pop_front();
+    attempt(slot, *start, now);
   }
 }
 
-void LoopEngine::attempt(Slot& slot) {
-  const std::int64_t now = monotonic_ns();
+std::optional<std::int64_t> LoopEngine::due_start(std::int64_t now_ns) {
+  if (!start_) {
+    start_ = run_.take_start(now_ns);
+    if (!start_) {
+      rest_ready();
+      return std::nullopt;
+    }
+    if (*start_ <= now_ns) return std::exchange(start_, std::nullopt);
+  }
+  if (*start_ <= now_ns) {
+    run_.began_on_schedule(*start_, now_ns);
+    return std::exchange(start_, std::nullopt);
+  }
+  if (run_.stopped()) {
+    start_.reset();
+    rest_ready();
+  } else if (!waiting_) {
+    waiting_ = true;
+    loop_.after(std::min(*start_ - now_ns, Run::stop_check_ns), [this] {
+      waiting_ = false;
+      start_ready();
+    });
+  }
+  return std::nullopt;
+}
+
+void LoopEngine::rest_ready() {
+  while (!ready_.empty()) {
+    Slot& slot = *ready_.front();
+    ready_.pop_front();
+    rest(slot);
+  }
+}
+
+void LoopEngine::attempt(Slot& slot, std::int64_t intended_ns, std::int64_t now) {
   const bool connected = slot.state != Slot::State::closed;
-  if (!connected && !slot.lost && !run_.phase().connects) return rest(slot);
-  if (!run_.may_start(now)) return rest(slot);
+  slot.intended_ns = intended_ns;
   slot.started_ns = now;
   slot.connected_ns = 0;
   if (slot.lost) return end(slot, *std::exchange(slot.lost, std::nullopt));
@@ -172,6 +236,7 @@ void LoopEngine::attempt(Slot& slot) {
     slot.fd = std::move(fd);
     slot.state = Slot::State::connecting;
     slot.connected_ns = monotonic_ns();
+    slot.echoes = 0;
   } else {
     slot.state = Slot::State::exchanging;
   }
@@ -251,15 +316,15 @@ void LoopEngine::end(Slot& slot, const Exchange::Step& step) {
   // Of a connect that is still under way, or has failed, there is no time to tell.
   const bool opened = slot.connected_ns != 0 && slot.state != Slot::State::connecting;
   const bool echoed = step.outcome == Outcome::echoed;
-  const Next next =
-      run_.ended(slot.index,
-                 {.outcome = step.outcome,
-                  .error = step.error,
-                  .latency_ns = echoed ? slot.exchange.echoed_ns() - slot.started_ns : 0,
-                  .connect_ns = opened ? slot.connected_ns - slot.started_ns : -1},
-                 now);
+  const Next next = run_.ended(slot.index, {.outcome = step.outcome,
+                                            .error = step.error,
+                                            .intended_ns = slot.intended_ns,
+                                            .started_ns = slot.started_ns,
+                                            .connected_ns = opened ? slot.connected_ns : 0,
+                                            .echoed_ns = echoed ? slot.exchange.echoed_ns() : 0,
+                                            .ended_ns = now});
   if (slot.fd) {
-    if (echoed && !run_.phase().closes) {
+    if (echoed && ++slot.echoes != run_.phase().requests_per_connection) {
       slot.state = Slot::State::idle;
     } else {
       close(slot);

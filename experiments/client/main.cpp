@@ -1,7 +1,6 @@
 // c10k-client: puts load on an echo server and checks every echo.
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -12,10 +11,12 @@
 #include <string>
 #include <string_view>
 
+#include "experiments/client/conductor.hpp"
 #include "experiments/client/engines.hpp"
+#include "experiments/client/hdr_text.hpp"
 #include "experiments/client/options.hpp"
 #include "experiments/client/report.hpp"
-#include "experiments/client/run.hpp"
+#include "experiments/client/shared_run.hpp"
 #include "ipc/command_line.hpp"
 #include "ipc/syscall.hpp"
 #include "ipc/usage.hpp"
@@ -23,15 +24,15 @@
 namespace c10k {
 namespace {
 
-/// Where the JSON goes. Opened before the run, so that no result is lost for a wrong name.
-OwnedFd open_json(const std::string& name) {
+/// Where a result goes. Opened before the run, so that none is lost for a wrong name.
+OwnedFd open_result(const char* option, const std::string& name) {
   if (name.empty()) return {};
   if (name == "-") return duplicate(STDOUT_FILENO);
   OwnedFd fd(retry_eintr(
       [&] { return ::open(name.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666); }));
   if (!fd) {
-    throw UsageError(fmt::format("--json: cannot write {}: {}; give a file, or - for stdout", name,
-                                 std::strerror(errno)));
+    throw UsageError(fmt::format("{}: cannot write {}: {}; give a file, or - for stdout", option,
+                                 name, std::strerror(errno)));
   }
   return fd;
 }
@@ -44,24 +45,20 @@ void write_all(int fd, std::string_view text, std::string_view what) {
   }
 }
 
-rusage own_usage() {
-  rusage usage{};
-  checked([&] { return ::getrusage(RUSAGE_SELF, &usage); }, "getrusage");
-  return usage;
-}
-
 int run_client(int argc, char** argv) {
   const auto options = parse_options(argc, argv);
   if (!options) return 0;
-  const OwnedFd json = open_json(options->json);
+  const OwnedFd json = open_result("--json", options->json);
+  const OwnedFd hdr = open_result("--hdr", options->hdr);
 
-  Run run(*options, find_workload(options->workload).phases(*options));
-  const rusage before = own_usage();
-  find_engine(options->engine).run(run);
-  const Report report(run, before, own_usage());
+  const SharedRun run(*options, find_workload(options->workload).phases(*options));
+  conduct(run, find_engine(options->engine));
+  const Report report(run);
 
   if (json) write_all(json.get(), report.to_json().dump() + '\n', options->json);
-  if (options->json != "-" && run.end() != End::unreachable) {
+  if (hdr) write_all(hdr.get(), hdr_text(report.latency()), options->hdr);
+  const bool stdout_taken = options->json == "-" || options->hdr == "-";
+  if (!stdout_taken && run.state().end != End::unreachable) {
     write_all(STDOUT_FILENO, report.summary(), "stdout");
   }
   const std::string failure = report.failure();

@@ -20,6 +20,8 @@ namespace po = boost::program_options;
 
 constexpr std::uint32_t max_sources = 254;  // 127.0.0.1 to 127.0.0.254
 constexpr std::size_t default_active = 100;
+/// Fork takes a process some 0.3 ms and half a MiB.
+constexpr std::size_t max_processes = 10'000;
 /// Far below the 28,232 ephemeral ports of an address, because ports of finished connections
 /// (TIME_WAIT) and of other programs are among them.
 constexpr std::size_t connections_per_source = 20'000;
@@ -55,9 +57,21 @@ po::options_description describe_options() {
       ("engine", value("epoll"), engine_help.c_str())                                  //
       ("workload", value("crr"), workload_help.c_str())                                //
       ("connections", value("64"), "concurrent connections (hold: connections held)")  //
+      ("processes", po::value<std::string>(),
+       "client processes that share the connections out among them, as each has a limit of open "
+       "files and one core (default: 1; engine processes: one per connection)")  //
+      ("requests-per-connection", po::value<std::string>(),
+       "crr, rr: a connection is closed after so many echoes; 0: never (default: crr 1, rr 0)")  //
+      ("rate", po::value<std::string>(),
+       "open loop: attempts started per second, at times that do not wait for echoes; latency "
+       "counts from the intended start (hold: active phase; storm: connects)")  //
+      ("arrivals", po::value<std::string>(),
+       "with --rate: even (default) or poisson times between the starts")           //
+      ("warmup", value("0"), "seconds of the same load before the measured phase")  //
       ("active", po::value<std::string>(),
-       "hold: connections that ping-pong (default: 100, or all if fewer)")                    //
-      ("duration", value("5"), "seconds in which attempts are started (hold: active phase)")  //
+       "hold: connections that ping-pong (default: 100, or all if fewer)")                       //
+      ("duration", value("5"), "seconds in which attempts are started (hold: active phase)")     //
+      ("idle", value("0"), "hold: seconds between connect and active in which nothing is sent")  //
       ("requests", po::value<std::string>(),
        "end after this many attempts, if the duration has not ended before (hold: active phase)")  //
       ("payload", po::value<std::string>(),
@@ -69,6 +83,10 @@ po::options_description describe_options() {
       ("close-by", value("client"),
        "client: it closes after the echo; server: wait for its EOF after the echo (crr)")       //
       ("json", po::value<std::string>(), "write the result as JSON to this file; - is stdout")  //
+      ("hdr", po::value<std::string>(),
+       "write the percentiles of the latency to this file as HdrHistogram does, in ms; - is "
+       "stdout")                                                               //
+      ("announce-phases", "a line on stderr when a phase begins: phase NAME")  //
       ("progress", value("auto"), "auto (where stderr is a terminal), on, off");
   return options;
 }
@@ -81,6 +99,19 @@ std::size_t ephemeral_ports() {
   if (!(file >> first >> last) || last < first)
     return 28'232;  // the kernel's default, 32768 to 60999
   return last - first + 1;
+}
+
+/// Above a million a second the schedule is finer than the clock's own cost.
+double parse_rate(const std::string& text) {
+  constexpr double most = 1'000'000;
+  double rate = 0;
+  const auto [stopped, error] = std::from_chars(text.data(), text.data() + text.size(), rate);
+  if (text.empty() || error != std::errc() || stopped != text.data() + text.size() ||
+      !(rate >= 0.001 && rate <= most)) {
+    throw UsageError(fmt::format(
+        "--rate: '{}' is not a number of starts per second; give 0.001 to {:.0f}", text, most));
+  }
+  return rate;
 }
 
 std::uint32_t sources_for(std::size_t connections) {
@@ -98,18 +129,25 @@ void resolve_sources(const CommandLine& line, Options& options) {
     }
   } else if (loopback) {
     options.sources = std::min(max_sources, sources_for(options.connections));
-    if (options.workload == "crr") options.sources = std::max(options.sources, crr_sources);
+    if (options.requests_per_connection != 0 || options.workload == "storm")
+      options.sources = std::max(options.sources, crr_sources);
   }
 }
 
 void check_limits(const Options& options) {
   const std::size_t files = raise_descriptor_limit();
-  if (options.connections + spare_descriptors > files) {
+  const std::size_t usable = files - std::min(files, spare_descriptors);
+  const std::size_t each = (options.connections + options.processes - 1) / options.processes;
+  if (each > usable) {
     throw UsageError(fmt::format(
-        "--connections: {} need {} open files and the limit is {}; give up to {}, or allow more "
-        "with ulimit -n {}",
-        options.connections, options.connections + spare_descriptors, files,
-        files - std::min(files, spare_descriptors), options.connections + spare_descriptors));
+        "--connections: {} in {} process{} need {} open files in each and the limit is {}; give up "
+        "to {}, or {}allow more with ulimit -n {}",
+        options.connections, options.processes, options.processes == 1 ? "" : "es",
+        each + spare_descriptors, files, usable * options.processes,
+        usable == 0
+            ? ""
+            : fmt::format("--processes {}, or ", (options.connections + usable - 1) / usable),
+        each + spare_descriptors));
   }
   const std::size_t ports = ephemeral_ports();
   if (options.connections <= options.sources * ports) return;
@@ -121,6 +159,44 @@ void check_limits(const Options& options) {
       options.target.is_loopback_v4() && needed <= max_sources
           ? fmt::format(", or --sources {}", needed)
           : ""));
+}
+
+void resolve_processes(const CommandLine& line, Options& options) {
+  const bool one_each = options.engine == "processes";
+  if (one_each && line.has("processes"))
+    throw UsageError("--processes: not with --engine processes, where each connection has its own");
+  if (one_each && options.connections > max_processes) {
+    throw UsageError(
+        fmt::format("--connections: up to {} with --engine processes, one each", max_processes));
+  }
+  if (one_each) options.processes = options.connections;
+  if (line.has("processes")) {
+    options.processes = static_cast<std::size_t>(line.integer("processes", 1, max_processes));
+    if (options.processes > options.connections) {
+      throw UsageError(fmt::format("--processes: {} for {} connections; give up to {}",
+                                   options.processes, options.connections, options.connections));
+    }
+  }
+}
+
+void resolve_pace(const CommandLine& line, Options& options) {
+  options.warmup_ns = line.seconds_ns("warmup", 0, 3'600);
+  if (options.warmup_ns > 0 && options.workload == "storm")
+    throw UsageError("--warmup: not with --workload storm, which is one wave");
+  if (line.has("rate")) options.rate = parse_rate(line.text("rate"));
+  if (!line.has("arrivals")) return;
+  if (options.rate == 0) throw UsageError("--arrivals: only with --rate");
+  options.poisson =
+      parse_choice("--arrivals", line.text("arrivals"), {"even", "poisson"}) == "poisson";
+}
+
+/// The name of a file to write; empty where the option is not given.
+std::string file_name(const CommandLine& line, const char* option) {
+  if (!line.has(option)) return "";
+  std::string name = line.text(option);
+  if (name.empty())
+    throw UsageError(fmt::format("--{}: the name is empty; give a file, or - for stdout", option));
+  return name;
 }
 
 }  // namespace
@@ -135,7 +211,9 @@ std::optional<Options> parse_options(int argc, char** argv) {
     throw UsageError("--target: port 0 is no server's; give 1 to 65535");
   options.engine = parse_choice("--engine", line->text("engine"), names_of(engines()));
   options.workload = parse_choice("--workload", line->text("workload"), names_of(workloads()));
-  options.connections = static_cast<std::size_t>(line->integer("connections", 1, 1'000'000));
+  options.connections = static_cast<std::size_t>(line->integer("connections", 1, 10'000'000));
+  resolve_processes(*line, options);
+  resolve_pace(*line, options);
   options.duration_ns = line->seconds_ns("duration", 0.001, 86'400);
   options.timeout_ns = line->seconds_ns("timeout", 0.001, 3'600);
   if (line->has("requests")) {
@@ -152,20 +230,29 @@ std::optional<Options> parse_options(int argc, char** argv) {
       options.active = static_cast<std::size_t>(
           line->integer("active", 1, static_cast<std::int64_t>(options.connections)));
     }
-  } else if (line->has("active")) {
-    throw UsageError("--active: only with --workload hold");
+    options.idle_ns = line->seconds_ns("idle", 0, 86'400);
+  } else if (line->has("active") || line->given("idle")) {
+    throw UsageError(
+        fmt::format("--{}: only with --workload hold", line->has("active") ? "active" : "idle"));
+  }
+  const Workload& workload = find_workload(options.workload);
+  options.requests_per_connection = workload.requests_per_connection;
+  if (line->has("requests-per-connection")) {
+    if (!workload.reconnects)
+      throw UsageError("--requests-per-connection: only with --workload crr or rr");
+    options.requests_per_connection =
+        static_cast<std::uint64_t>(line->integer("requests-per-connection", 0, 1'000'000'000));
   }
   options.server_closes =
       parse_choice("--close-by", line->text("close-by"), {"client", "server"}) == "server";
-  if (options.server_closes && options.workload != "crr") {
-    throw UsageError(
-        "--close-by: server only with --workload crr, as others keep connections open");
+  if (options.server_closes && options.requests_per_connection != 1) {
+    throw UsageError("--close-by: server only where each connection has one request (crr, storm)");
   }
-  if (line->has("json")) {
-    options.json = line->text("json");
-    if (options.json.empty())
-      throw UsageError("--json: the name is empty; give a file, or - for stdout");
-  }
+  options.json = file_name(*line, "json");
+  options.hdr = file_name(*line, "hdr");
+  if (options.json == "-" && options.hdr == "-")
+    throw UsageError("--hdr: stdout is taken by --json -; give a file");
+  options.announce_phases = line->has("announce-phases");
   const std::string progress =
       parse_choice("--progress", line->text("progress"), {"auto", "on", "off"});
   options.progress = progress == "on" || (progress == "auto" && ::isatty(STDERR_FILENO) == 1);
@@ -180,6 +267,11 @@ nlohmann::json Options::to_json() const {
                            {"engine", engine},
                            {"workload", workload},
                            {"connections", connections},
+                           {"processes", processes},
+                           {"requests_per_connection", requests_per_connection},
+                           {"rate_per_s", nullptr},
+                           {"arrivals", nullptr},
+                           {"warmup_s", seconds(warmup_ns)},
                            {"duration_s", seconds(duration_ns)},
                            {"requests", nullptr},
                            {"payload_bytes", payload_bytes},
@@ -187,7 +279,14 @@ nlohmann::json Options::to_json() const {
                            {"timeout_s", seconds(timeout_ns)},
                            {"close_by", server_closes ? "server" : "client"}};
   if (requests) object["requests"] = *requests;
-  if (workload == "hold") object["active"] = active;
+  if (rate > 0) {
+    object["rate_per_s"] = rate;
+    object["arrivals"] = poisson ? "poisson" : "even";
+  }
+  if (workload == "hold") {
+    object["active"] = active;
+    object["idle_s"] = seconds(idle_ns);
+  }
   return object;
 }
 

@@ -16,7 +16,14 @@ struct Options {
   std::string engine;
   std::string workload;
   std::size_t connections = 0;
+  std::size_t processes = 1;
   std::size_t active = 0;  ///< hold only.
+  /// 0: never closed for that. crr and rr only.
+  std::uint64_t requests_per_connection = 0;
+  double rate = 0;  ///< Starts per second, at times that do not wait for echoes; 0: closed loop.
+  bool poisson = false;        ///< Exponential times between the starts, not equal ones.
+  std::int64_t warmup_ns = 0;  ///< Before the measured phase.
+  std::int64_t idle_ns = 0;    ///< hold only: nothing is sent, all are held.
   std::int64_t duration_ns = 0;
   std::optional<std::uint64_t> requests;
   std::size_t payload_bytes = 0;
@@ -24,6 +31,8 @@ struct Options {
   std::int64_t timeout_ns = 0;
   bool server_closes = false;  ///< An attempt ends well with the server's EOF after the echo.
   std::string json;            ///< A file, - for stdout, empty for none.
+  std::string hdr;             ///< Likewise: the percentiles as HdrHistogram's text.
+  bool announce_phases = false;
   bool progress = false;
 
   [[nodiscard]] nlohmann::json to_json() const;

@@ -10,7 +10,10 @@
 
 namespace c10k {
 
-Payload::Payload(std::size_t size) : padding_size_(size - stamp_size) {
+Payload::Payload(std::size_t size, std::size_t process, std::size_t processes)
+    : padding_size_(size - stamp_size),
+      process_(static_cast<std::int64_t>(process)),
+      processes_(static_cast<std::int64_t>(processes)) {
   if (padding_size_ == 0) return;
   pool_.resize(padding_size_ + windows);
   std::minstd_rand random;  // the same bytes in every run
@@ -18,10 +21,12 @@ Payload::Payload(std::size_t size) : padding_size_(size - stamp_size) {
 }
 
 std::int64_t Payload::next_stamp(std::int64_t now_ns) {
+  // Each process takes the nanoseconds whose remainder is its number.
+  const std::int64_t own = now_ns - now_ns % processes_ + process_;
   std::int64_t last = last_stamp_.load(std::memory_order_relaxed);
   std::int64_t stamp = 0;
   do {
-    stamp = std::max(now_ns, last + 1);
+    stamp = std::max(own, last + processes_);
   } while (!last_stamp_.compare_exchange_weak(last, stamp, std::memory_order_relaxed));
   return stamp;
 }

@@ -23,8 +23,9 @@ inline constexpr std::size_t max_payload = std::size_t{1} << 20;
 /// padding is still not taken for another's. Thread-safe.
 class Payload {
  public:
-  /// `size` is stamp_size to max_payload.
-  explicit Payload(std::size_t size);
+  /// `size` is stamp_size to max_payload. Of `processes` with a Payload each, this one is number
+  /// `process`: no two have the same stamp.
+  explicit Payload(std::size_t size, std::size_t process = 0, std::size_t processes = 1);
 
   [[nodiscard]] std::size_t size() const { return stamp_size + padding_size_; }
   /// The stamp for a request made at `now_ns`: that time, or the next that is still free.
@@ -37,6 +38,8 @@ class Payload {
   static constexpr std::size_t windows = 4093;  // a prime: no step of the clock hits few of them
 
   std::size_t padding_size_;
+  std::int64_t process_;
+  std::int64_t processes_;
   std::vector<char> pool_;
   std::atomic<std::int64_t> last_stamp_ = 0;
 };

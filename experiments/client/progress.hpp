@@ -1,26 +1,27 @@
-// A line on stderr for a person who waits.
+// A line on stderr that is written over as the run goes on, for a person to watch.
 #pragma once
 
-#include "experiments/client/run.hpp"
+#include <cstdint>
+
+#include "experiments/client/shared_run.hpp"
 #include "strategies/event_loop.hpp"
 
 namespace c10k {
 
-/// Rewrites one line a few times a second while the loop turns, and clears it at the end. Does
-/// nothing unless the options ask for it. Borrows both for its life.
+/// Shows the run while it lives, if its options ask for it. Borrows the loop and the run.
 class Progress {
  public:
-  Progress(EventLoop& loop, const Run& run);
+  Progress(EventLoop& loop, const SharedRun& run);
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
  private:
-  void show();
   void schedule();
+  void show();
 
   EventLoop& loop_;
-  const Run& run_;
+  const SharedRun& run_;
   std::uint64_t timer_ = 0;
 };
 

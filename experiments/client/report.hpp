@@ -1,20 +1,18 @@
 // The result of a run: JSON for programs, a few lines for people, one line for what went wrong.
 #pragma once
 
-#include <sys/resource.h>
-
 #include <nlohmann/json_fwd.hpp>
 #include <string>
+#include <vector>
 
-#include "experiments/client/run.hpp"
+#include "experiments/client/shared_run.hpp"
 
 namespace c10k {
 
 /// What a run that is over has to say. Borrows the run.
 class Report {
  public:
-  /// `before` and `after` are the process's own usage around the run.
-  Report(const Run& run, const rusage& before, const rusage& after);
+  explicit Report(const SharedRun& run);
 
   /// Schema "c10k-client-result/1".
   [[nodiscard]] nlohmann::json to_json() const;
@@ -23,23 +21,35 @@ class Report {
   /// Empty when every attempt was echoed. Otherwise one line: how many were not, what most of them
   /// ended with, and what would help.
   [[nodiscard]] std::string failure() const;
+  /// All phases but the warm-up.
+  [[nodiscard]] const LatencyHistogram& latency() const { return all_.latency; }
 
  private:
-  [[nodiscard]] const PhaseTally& measured() const;
+  [[nodiscard]] bool ran(std::size_t phase) const;
+  [[nodiscard]] double phase_s(std::size_t phase) const;
+  [[nodiscard]] const PhaseTally& measured() const { return tally_.phase(measured_phase_); }
   [[nodiscard]] double connections_per_s() const;
   [[nodiscard]] double requests_per_s() const;
   [[nodiscard]] double cpu_share() const;
+  [[nodiscard]] std::uint64_t failed() const {
+    return tally_.attempts() - tally_.count(Outcome::echoed);
+  }
   [[nodiscard]] int commonest_error() const;
+  [[nodiscard]] nlohmann::json phases_json() const;
+  [[nodiscard]] nlohmann::json series_json() const;
+  [[nodiscard]] nlohmann::json client_json() const;
 
-  const Run& run_;
+  const SharedRun& run_;
   Tally tally_;
+  PhaseTally all_;  // but the warm-up
+  std::size_t measured_phase_ = 0;
   bool hold_;
-  double elapsed_s_;
-  std::int64_t user_us_;
-  std::int64_t system_us_;
-  std::int64_t voluntary_switches_;
-  std::int64_t involuntary_switches_;
-  std::int64_t max_rss_bytes_;
+  double elapsed_s_ = 0;
+  Usage usage_;               // of all client processes, over the whole run
+  double busiest_share_ = 0;  // of a core, in the measured phase, by the busiest process
+  std::uint64_t on_schedule_ = 0;
+  std::uint64_t late_ = 0;
+  std::vector<std::string> limits_;  // why the client, not the server, may have been the limit
 };
 
 }  // namespace c10k

@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <memory>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
@@ -32,29 +34,50 @@ std::string errno_name(int error) {
   return name != nullptr ? name : fmt::format("{}", error);
 }
 
-void Tally::add(const Attempt& attempt) {
+std::uint64_t PhaseTally::attempts() const {
+  return std::accumulate(outcomes.begin(), outcomes.end(), std::uint64_t{0});
+}
+
+void PhaseTally::merge(const PhaseTally& other) {
+  for (std::size_t i = 0; i < outcomes.size(); ++i) outcomes[i] += other.outcomes[i];
+  opened += other.opened;
+  latency.merge(other.latency);
+  service_time.merge(other.service_time);
+  connect.merge(other.connect);
+  first_echo.merge(other.first_echo);
+  echo.merge(other.echo);
+}
+
+void Tally::add(const Attempt& attempt, bool open_loop) {
   PhaseTally& phase = phases_[attempt.phase];
+  const bool opened = attempt.connected_ns != 0;
   ++attempts_;
   ++phase.outcomes[static_cast<std::size_t>(attempt.outcome)];
-  if (attempt.outcome == Outcome::echoed) phase.latency.add(attempt.latency_ns);
-  if (attempt.error != 0) ++errors_[attempt.error];
-  if (attempt.connect_ns >= 0) {
-    ++connections_opened_;
-    connect_latency_.add(attempt.connect_ns);
+  if (attempt.error > 0)
+    ++errors_[std::min(static_cast<std::size_t>(attempt.error), max_errno - 1)];
+  if (opened) {
+    ++phase.opened;
+    phase.connect.add(attempt.connected_ns - attempt.started_ns);
   }
+  if (attempt.outcome != Outcome::echoed) return;
+  phase.latency.add(attempt.echoed_ns - attempt.intended_ns);
+  if (open_loop) phase.service_time.add(attempt.echoed_ns - attempt.started_ns);
+  if (opened) phase.first_echo.add(attempt.echoed_ns - attempt.started_ns);
+  phase.echo.add(attempt.echoed_ns - (opened ? attempt.connected_ns : attempt.started_ns));
 }
 
 void Tally::merge(const Tally& other) {
   attempts_ += other.attempts_;
-  connections_opened_ += other.connections_opened_;
   for (std::size_t i = 0; i < phases_.size(); ++i) {
-    for (std::size_t k = 0; k < outcome_names.size(); ++k) {
-      phases_[i].outcomes[k] += other.phases_[i].outcomes[k];
-    }
-    phases_[i].latency.merge(other.phases_[i].latency);
+    if (other.phases_[i].attempts() != 0) phases_[i].merge(other.phases_[i]);
   }
-  connect_latency_.merge(other.connect_latency_);
-  for (const auto& [error, count] : other.errors_) errors_[error] += count;
+  for (std::size_t i = 0; i < errors_.size(); ++i) errors_[i] += other.errors_[i];
+}
+
+std::uint64_t Tally::connections_opened() const {
+  std::uint64_t total = 0;
+  for (const PhaseTally& phase : phases_) total += phase.opened;
+  return total;
 }
 
 std::uint64_t Tally::count(Outcome outcome) const {
@@ -66,15 +89,17 @@ std::uint64_t Tally::count(Outcome outcome) const {
 bool Tally::adds_up() const {
   std::uint64_t total = 0;
   for (const PhaseTally& phase : phases_) {
-    total = std::accumulate(phase.outcomes.begin(), phase.outcomes.end(), total);
-    if (phase.latency.count() != phase.count(Outcome::echoed)) return false;
+    total += phase.attempts();
+    const std::uint64_t echoed = phase.count(Outcome::echoed);
+    if (phase.latency.count() != echoed || phase.echo.count() != echoed) return false;
+    if (phase.connect.count() != phase.opened) return false;
   }
-  return total == attempts_ && connect_latency_.count() == connections_opened_;
+  return total == attempts_;
 }
 
-LatencyHistogram Tally::latency() const {
-  LatencyHistogram all;
-  for (const PhaseTally& phase : phases_) all.merge(phase.latency);
+PhaseTally Tally::all_phases() const {
+  PhaseTally all;
+  for (const PhaseTally& phase : phases_) all.merge(phase);
   return all;
 }
 
@@ -88,40 +113,97 @@ nlohmann::json Tally::outcomes_json() const {
 
 nlohmann::json Tally::errors_json() const {
   auto json = nlohmann::json::object();
-  for (const auto& [error, count] : errors_) json[errno_name(error)] = count;
+  for (std::size_t error = 0; error < errors_.size(); ++error) {
+    if (errors_[error] != 0) json[errno_name(static_cast<int>(error))] = errors_[error];
+  }
   return json;
 }
 
-SharedTally::SharedTally(std::size_t writers, std::size_t phases) : phases_(phases) {
-  constexpr std::size_t most = 64;
-  for (std::size_t i = 0; i < std::min(writers, most); ++i) {
-    shards_.push_back(std::make_unique<Shard>(phases));
+void IntervalTally::merge(const IntervalTally& other) {
+  echoed += other.echoed;
+  failed += other.failed;
+  opened += other.opened;
+  latency.merge(other.latency);
+}
+
+namespace {
+
+constexpr std::size_t max_shards = 64;
+
+}  // namespace
+
+SharedBooks::SharedBooks(std::size_t writers, double expected_s, bool open_loop)
+    : open_loop_(open_loop),
+      interval_ns_(static_cast<std::int64_t>(std::ceil(expected_s / max_intervals)) *
+                   1'000'000'000),
+      shards_(std::min(writers, max_shards)),
+      series_(shards_.size() * max_intervals * sizeof(Interval)) {}
+
+SharedBooks::Interval* SharedBooks::row(std::size_t shard) const {
+  return static_cast<Interval*>(series_.data()) + shard * max_intervals;
+}
+
+void SharedBooks::add(std::size_t writer, const Attempt& attempt, std::int64_t run_ns) const {
+  const std::size_t number = writer % shards_.size();
+  Shard& shard = shards_[number];
+  const auto index =
+      std::min(static_cast<std::size_t>(std::max<std::int64_t>(run_ns, 0) / interval_ns_),
+               max_intervals - 1);
+  const std::lock_guard lock(shard.mutex);
+  shard.tally.add(attempt, open_loop_);
+  Interval* interval = row(number) + index;
+  if (!interval->used) {
+    new (interval) Interval();
+    interval->used = true;
+  }
+  shard.intervals = std::max(shard.intervals, index + 1);
+  IntervalTally& tally = interval->tally;
+  if (attempt.connected_ns != 0) ++tally.opened;
+  if (attempt.outcome == Outcome::echoed) {
+    ++tally.echoed;
+    tally.latency.add(attempt.echoed_ns - attempt.intended_ns);
+  } else {
+    ++tally.failed;
+    ++shard.failed;
   }
 }
 
-void SharedTally::add(std::size_t writer, const Attempt& attempt) {
-  Shard& shard = *shards_[writer % shards_.size()];
-  const std::lock_guard lock(shard.mutex);
-  shard.tally.add(attempt);
-}
-
-Tally SharedTally::total() const {
-  Tally all(phases_);
-  for (const auto& shard : shards_) {
-    const std::lock_guard lock(shard->mutex);
-    all.merge(shard->tally);
+Tally SharedBooks::total() const {
+  Tally all;
+  for (const Shard& shard : shards_.all()) {
+    const std::lock_guard lock(shard.mutex);
+    all.merge(shard.tally);
   }
   return all;
 }
 
-SharedTally::Counts SharedTally::counts() const {
+SharedBooks::Counts SharedBooks::counts() const {
   Counts counts;
-  for (const auto& shard : shards_) {
-    const std::lock_guard lock(shard->mutex);
-    counts.attempts += shard->tally.attempts();
-    counts.failed += shard->tally.failed();
+  for (const Shard& shard : shards_.all()) {
+    const std::lock_guard lock(shard.mutex);
+    counts.attempts += shard.tally.attempts();
+    counts.failed += shard.failed;
   }
   return counts;
+}
+
+std::size_t SharedBooks::intervals() const {
+  std::size_t most = 0;
+  for (const Shard& shard : shards_.all()) {
+    const std::lock_guard lock(shard.mutex);
+    most = std::max(most, shard.intervals);
+  }
+  return most;
+}
+
+IntervalTally SharedBooks::interval(std::size_t index) const {
+  IntervalTally all;
+  for (std::size_t number = 0; number < shards_.size(); ++number) {
+    const std::lock_guard lock(shards_[number].mutex);
+    const Interval* interval = row(number) + index;
+    if (interval->used) all.merge(interval->tally);
+  }
+  return all;
 }
 
 }  // namespace c10k

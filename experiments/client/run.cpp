@@ -1,97 +1,131 @@
 #include "experiments/client/run.hpp"
 
+#include <poll.h>
+#include <semaphore.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+
+#include <algorithm>
 #include <utility>
 
 #include "ipc/syscall.hpp"
 
 namespace c10k {
 
-std::string_view end_name(End end) {
-  switch (end) {
-    case End::completed:
-      return "completed";
-    case End::interrupted:
-      return "interrupted";
-    case End::unreachable:
-      return "unreachable";
-    case End::stalled:
-      return "stalled";
-  }
-  return "";
+Run::Run(const SharedRun& shared, std::size_t process)
+    : shared_(shared),
+      state_(shared.state()),
+      own_(shared.process(process)),
+      process_(process),
+      payload_(shared.options.payload_bytes, process, shared.options.processes) {}
+
+Run::~Run() = default;
+
+std::size_t Run::share(std::size_t count) const {
+  const std::size_t processes = options().processes;
+  return (count + processes - 1 - process_) / processes;
 }
 
-Run::Run(const Options& options, std::vector<Phase> phases)
-    : options_(options),
-      phases_(std::move(phases)),
-      payload_(options.payload_bytes),
-      tally_(options.engine == "threads" ? options.connections : 1, phases_.size()),
-      phase_times_(phases_.size()) {}
+Usage Run::own_usage() const {
+  rusage usage{};
+  checked([&] { return ::getrusage(RUSAGE_SELF, &usage); }, "getrusage");
+  return Usage::of(usage);
+}
+
+void Run::phase_ended() {
+  if (in_phase_) own_.ended[phase_index_] = own_usage();
+  in_phase_ = false;
+  arrived_ = true;
+  checked([&] { return ::eventfd_write(shared_.arrived.get(), 1); }, "write eventfd");
+}
 
 bool Run::next_phase() {
-  const std::int64_t now = monotonic_ns();
-  if (phases_begun_ > 0) phase_times_[phase_index()].end_ns = now;
-  if (stopped_ || phases_begun_ == phases_.size()) return false;
-  phase_times_[phases_begun_] = {now, now};
-  deadline_ns_ = now + options_.duration_ns;
-  last_echo_ns_ = now;
-  silent_ = false;
-  ++phases_begun_;
+  if (!arrived_) phase_ended();
+  arrived_ = false;
+  // There is one token for each process, and no process takes two: each that finds it readable
+  // finds its own.
+  eventfd_t token = 0;
+  while (::eventfd_read(shared_.go.get(), &token) != 0) {
+    if (errno != EAGAIN && errno != EINTR) throw_system_error(errno, "read eventfd");
+    pollfd entry{shared_.go.get(), POLLIN, 0};
+    (void)retry_eintr([&] { return ::poll(&entry, 1, -1); });
+  }
+  if (state_.progress.over) return false;
+  phase_index_ = state_.progress.phases_begun - 1;
+  phase_ = shared_.phases[phase_index_];
+  phase_.slots = share(phase_.slots);
+  // A schedule says by itself how many begin at once.
+  phase_.first_at_once =
+      phase_.paced ? phase_.slots : std::max<std::size_t>(share(phase_.first_at_once), 1);
+  own_.begun[phase_index_] = own_usage();
+  in_phase_ = true;
   return true;
 }
 
-bool Run::may_start(std::int64_t now_ns) {
-  if (stopped_.load(std::memory_order_relaxed)) return false;
-  if (!phase().repeats) {
+std::optional<std::int64_t> Run::take_start(std::int64_t now_ns) {
+  if (stopped()) return std::nullopt;
+  if (!phase_.repeats && state_.silent.load(std::memory_order_relaxed)) {
     // Thousands of connections that each wait for their own timeout could take hours.
-    if (silent_.load(std::memory_order_relaxed)) stop(End::stalled);
-    return !stopped_;
+    shared_.stop(End::stalled);
+    return std::nullopt;
   }
-  if (now_ns >= deadline_ns_) return false;
-  return !options_.requests || taken_.fetch_add(1, std::memory_order_relaxed) < *options_.requests;
+  const std::int64_t start = phase_.paced ? state_.schedule.take() : now_ns;
+  if (phase_.duration_ns != 0 && start >= state_.progress.deadline_ns) return std::nullopt;
+  if (phase_.measured && phase_.repeats && options().requests &&
+      state_.taken.fetch_add(1, std::memory_order_relaxed) >= *options().requests) {
+    return std::nullopt;
+  }
+  return start;
 }
 
-Next Run::ended(std::size_t slot, Attempt attempt, std::int64_t now_ns) {
-  attempt.phase = phase_index();
-  tally_.add(slot, attempt);
+void Run::began_on_schedule(std::int64_t intended_ns, std::int64_t now_ns) {
+  if (!phase_.measured) return;
+  ++own_.on_schedule;
+  if (now_ns - intended_ns > SharedRun::late_ns) ++own_.late;
+}
+
+Next Run::ended(std::size_t slot, Attempt attempt) {
+  attempt.phase = phase_index_;
+  const std::size_t writer = options().processes == 1 ? slot : process_;
+  shared_.books.add(writer, attempt, attempt.ended_ns - shared_.begin_ns());
   switch (attempt.outcome) {
     case Outcome::echoed:
-      last_echo_ns_.store(now_ns, std::memory_order_relaxed);
+      own_.last_echo_ns.store(attempt.ended_ns, std::memory_order_relaxed);
       break;
     case Outcome::refused:
     case Outcome::local_error:
-      if (!any_opened_) stop(End::unreachable);
+      if (!state_.any_opened) shared_.stop(End::unreachable);
       break;
     case Outcome::timeout:
-      if (now_ns - last_echo_ns_ >= options_.timeout_ns) silent_ = true;
+      if (attempt.ended_ns - shared_.last_echo_ns() >= options().timeout_ns) state_.silent = true;
       break;
     default:
       break;
   }
-  return stopped_ ? Next::rest : next_after(phase(), attempt.outcome);
-}
-
-void Run::stop(End why) {
-  if (!stopped_.exchange(true)) end_ = why;
+  if (stopped()) return Next::rest;
+  return next_after(phase_, attempt.outcome);
 }
 
 void Run::connection_opened() {
-  if (!any_opened_.load(std::memory_order_relaxed)) any_opened_ = true;
-  const std::size_t now_open = ++open_;
-  std::size_t peak = peak_.load(std::memory_order_relaxed);
-  while (peak < now_open && !peak_.compare_exchange_weak(peak, now_open)) {
+  if (!state_.any_opened.load(std::memory_order_relaxed)) state_.any_opened = true;
+  const std::size_t now_open = ++state_.open;
+  std::size_t peak = state_.peak.load(std::memory_order_relaxed);
+  while (peak < now_open && !state_.peak.compare_exchange_weak(peak, now_open)) {
   }
 }
 
-double Run::elapsed_s(std::int64_t now_ns) const {
-  return static_cast<double>(now_ns - phase_times_.front().begin_ns) / 1e9;
+void Run::connection_closed() {
+  --state_.open;
 }
 
-double Run::phase_s(std::size_t index) const {
-  return static_cast<double>(phase_times_[index].end_ns - phase_times_[index].begin_ns) / 1e9;
+void Run::wait_for_turn() {
+  const std::size_t at_once = shared_.phases[phase_index_].first_at_once;
+  takes_turns_ = at_once == Phase{}.first_at_once && !phase_.paced;
+  if (takes_turns_) (void)retry_eintr([&] { return ::sem_wait(&state_.turns); });
 }
 
-double Run::all_phases_s() const {
-  return elapsed_s(phase_times_[phase_index()].end_ns);
+void Run::turn_over() {
+  if (std::exchange(takes_turns_, false)) ::sem_post(&state_.turns);
 }
 
 }  // namespace c10k

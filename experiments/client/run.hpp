@@ -1,88 +1,86 @@
-// What all slots of a run share: its clock, when to stop, and the books.
+// One client process's part in a run.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "experiments/client/options.hpp"
 #include "experiments/client/payload.hpp"
-#include "experiments/client/results.hpp"
+#include "experiments/client/shared_run.hpp"
 #include "experiments/client/workload.hpp"
 
 namespace c10k {
 
-/// Why a run started no further attempts.
-enum class End : std::uint8_t {
-  completed,    ///< All phases have done what they do.
-  interrupted,  ///< SIGINT or SIGTERM.
-  unreachable,  ///< Not one connection could be opened.
-  stalled,      ///< In a phase without a duration the server echoed nothing for a whole timeout.
-};
-[[nodiscard]] std::string_view end_name(End end);
-
-/// Thread-safe, but for what says otherwise.
+/// Thread-safe, but for what says otherwise. An engine does:
+///
+///   while (run.next_phase()) { what run.phase() says }
+///
+/// or, where it may not wait, calls phase_ended(), watches phase_fd(), and calls next_phase() once
+/// that is readable. The first phase begins so, too.
 class Run {
  public:
-  Run(const Options& options, std::vector<Phase> phases);
+  Run(const SharedRun& shared, std::size_t process);
+  ~Run();
+  Run(const Run&) = delete;
+  Run& operator=(const Run&) = delete;
 
-  [[nodiscard]] const Options& options() const { return options_; }
+  [[nodiscard]] const Options& options() const { return shared_.options; }
   [[nodiscard]] Payload& payload() { return payload_; }
+  /// This process's number, from 0; each has its own.
+  [[nodiscard]] std::size_t process() const { return process_; }
+  /// The connections of this process.
+  [[nodiscard]] std::size_t slots() const { return share(options().connections); }
 
-  /// Begins the first phase, or ends the current one and begins the next. False when there is none,
-  /// or the run has been stopped. To be called by one thread while no attempt is in flight.
+  /// Says that nothing of this process is in flight. To be called once before each next_phase(),
+  /// which otherwise does it; by one thread.
+  void phase_ended();
+  /// Readable once next_phase() does not wait any more. Borrowed.
+  [[nodiscard]] int phase_fd() const { return shared_.go.get(); }
+  /// Begins the next phase once all processes have ended the one before. False when there is none,
+  /// or the run has been stopped. To be called by one thread.
   [[nodiscard]] bool next_phase();
-  [[nodiscard]] std::size_t phase_index() const { return phases_begun_ - 1; }
-  [[nodiscard]] const std::vector<Phase>& phases() const { return phases_; }
-  [[nodiscard]] const Phase& phase() const { return phases_[phase_index()]; }
+  /// The phase with this process's share of slots.
+  [[nodiscard]] const Phase& phase() const { return phase_; }
 
-  /// Whether one more attempt may start at `now_ns`; takes it from the number of requests.
-  [[nodiscard]] bool may_start(std::int64_t now_ns);
-  /// Keeps the books of an attempt of `slot`, ends the run when it shows that there is no point,
-  /// and says what the slot does next.
-  [[nodiscard]] Next ended(std::size_t slot, Attempt attempt, std::int64_t now_ns);
-  void stop(End why);
+  /// Takes one more attempt: when it is to start, which at an open rate is a time to come, or one
+  /// that has passed. Nothing when the phase makes no more.
+  [[nodiscard]] std::optional<std::int64_t> take_start(std::int64_t now_ns);
+  /// Whoever waits for a start to come looks at least so often whether the run has been stopped.
+  static constexpr std::int64_t stop_check_ns = 100'000'000;
+  [[nodiscard]] bool stopped() const { return state_.stopped.load(std::memory_order_relaxed); }
+  /// At an open rate, for a start for which a slot was free before its time came: when it began.
+  /// One thread.
+  void began_on_schedule(std::int64_t intended_ns, std::int64_t now_ns);
+  /// Keeps the books of an attempt of `slot` (`phase` need not be set), ends the run when it shows
+  /// that there is no point, and says what the slot does next.
+  [[nodiscard]] Next ended(std::size_t slot, Attempt attempt);
 
   void connection_opened();
-  void connection_closed() { --open_; }
+  void connection_closed();
 
-  [[nodiscard]] std::size_t open() const { return open_; }
-  [[nodiscard]] std::size_t peak() const { return peak_; }
-  [[nodiscard]] SharedTally::Counts counts() const { return tally_.counts(); }
-  [[nodiscard]] double elapsed_s(std::int64_t now_ns) const;
-
-  // For the report, when all is over.
-  [[nodiscard]] Tally total() const { return tally_.total(); }
-  [[nodiscard]] End end() const { return end_; }
-  /// The time a phase took; 0 for one that never began.
-  [[nodiscard]] double phase_s(std::size_t index) const;
-  /// From the begin of the first phase to the end of the last attempt.
-  [[nodiscard]] double all_phases_s() const;
+  /// For an engine whose processes have one slot each: bounds how many of all processes make their
+  /// first attempt of the phase at once, as Phase::first_at_once does it within a process.
+  void wait_for_turn();
+  void turn_over();
 
  private:
-  struct PhaseTime {
-    std::int64_t begin_ns = 0;
-    std::int64_t end_ns = 0;
-  };
+  /// Of `count` slots, dealt out one by one to all processes, how many this one has.
+  [[nodiscard]] std::size_t share(std::size_t count) const;
+  [[nodiscard]] Usage own_usage() const;
 
-  Options options_;
-  std::vector<Phase> phases_;
+  const SharedRun& shared_;
+  SharedRun::State& state_;
+  SharedRun::Process& own_;
+  std::size_t process_;
   Payload payload_;
-  SharedTally tally_;
-
-  std::vector<PhaseTime> phase_times_;  // by phase; written between phases only
-  std::atomic<std::size_t> phases_begun_ = 0;
-  std::int64_t deadline_ns_ = 0;          // of a phase that repeats; likewise
-  std::atomic<std::uint64_t> taken_ = 0;  // of the number of requests
-  std::atomic<bool> stopped_ = false;
-  std::atomic<End> end_ = End::completed;
-  std::atomic<bool> any_opened_ = false;
-  std::atomic<std::int64_t> last_echo_ns_ = 0;  // of this phase, or its begin
-  std::atomic<bool> silent_ = false;            // nothing echoed for a whole timeout
-  std::atomic<std::size_t> open_ = 0;
-  std::atomic<std::size_t> peak_ = 0;
+  Phase phase_;
+  std::size_t phase_index_ = 0;
+  bool in_phase_ = false;
+  bool arrived_ = false;
+  bool takes_turns_ = false;
 };
 
 }  // namespace c10k

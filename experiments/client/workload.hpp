@@ -25,11 +25,17 @@ struct Phase {
   bool repeats = false;
   /// A slot without a connection opens one. Otherwise it stays out of the phase.
   bool connects = false;
-  /// Each attempt closes its connection. Otherwise only a failed one does.
-  bool closes = false;
+  /// A connection is closed after so many echoes; 0: only a failed attempt closes it.
+  std::uint64_t requests_per_connection = 0;
   /// The most slots that make their first attempt of the phase at once, so that opening thousands
   /// of connections does not overflow the server's accept queue (4096 by default, somaxconn).
   std::size_t first_at_once = 256;
+  /// In which attempts are started; 0: each slot makes one, whenever it comes.
+  std::int64_t duration_ns = 0;
+  /// At an open rate attempts start when the schedule says so.
+  bool paced = false;
+  /// What the run is about: rates and latencies of the result are those of this phase.
+  bool measured = false;
 };
 
 /// What a slot does when an attempt has ended.
@@ -46,15 +52,15 @@ inline constexpr std::int64_t refusal_pause_ns = 100'000'000;
 struct Workload {
   std::string_view name;
   std::string_view summary;
+  /// --requests-per-connection without the option; what 0 means stands at the phase.
+  std::uint64_t requests_per_connection = 0;
+  /// Whether --requests-per-connection has a meaning.
+  bool reconnects = false;
   std::vector<Phase> (*phases)(const Options& options);
 };
 
 [[nodiscard]] std::span<const Workload> workloads();
 /// `name` is one of workloads(): the options are checked when they are read.
 [[nodiscard]] const Workload& find_workload(std::string_view name);
-
-/// The phases of `hold`, as its report names them.
-inline constexpr std::size_t hold_connect_phase = 0;
-inline constexpr std::size_t hold_active_phase = 1;
 
 }  // namespace c10k
