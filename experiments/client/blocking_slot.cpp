@@ -41,6 +41,7 @@ BlockingSlot::~BlockingSlot() {
 }
 
 void BlockingSlot::work_phase(const std::function<void()>& first_ended) {
+  free_since_ns_ = monotonic_ns();
   Next next = attempt();
   first_ended();
   while (next != Next::rest) {
@@ -58,8 +59,8 @@ Next BlockingSlot::attempt() {
   if (*start > now) {
     if (!wait_for_start(run_, *start)) return Next::rest;
     now = monotonic_ns();
-    run_.began_on_schedule(*start, now);
   }
+  run_.began(*start, now, free_since_ns_);
   Attempt result{.intended_ns = *start, .started_ns = now};
   Exchange::Step step{Exchange::State::more};
   if (!fd_) step = connect(result.connected_ns);
@@ -68,6 +69,7 @@ Next BlockingSlot::attempt() {
   result.outcome = step.outcome;
   result.error = step.error;
   result.ended_ns = monotonic_ns();
+  free_since_ns_ = result.ended_ns;
   const bool echoed = step.outcome == Outcome::echoed;
   if (echoed) {
     result.echoed_ns = exchange_.echoed_ns();

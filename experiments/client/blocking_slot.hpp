@@ -38,6 +38,7 @@ class BlockingSlot {
   std::size_t dials_;  // slots begin at different client addresses
   OwnedFd fd_;
   std::uint64_t echoes_ = 0;  // on this connection
+  std::int64_t free_since_ns_ = 0;
   Exchange exchange_;
 };
 

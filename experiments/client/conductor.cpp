@@ -37,7 +37,7 @@ class Conductor : public EventHandler {
         signals_(loop_, {SIGINT, SIGTERM, SIGCHLD}, [this](int number) { on_signal(number); }),
         progress_(loop_, run) {
     loop_.watch(run_.arrived.get(), {.read = true, .level = true}, *this);
-    const std::array keep{run_.arrived.get(), run_.go.get()};
+    const std::array keep{run_.arrived.get(), run_.go[0].get(), run_.go[1].get()};
     try {
       for (std::size_t i = 0; i < run_.options.processes; ++i) {
         pids_.push_back(
@@ -114,7 +114,8 @@ class Conductor : public EventHandler {
         std::fflush(stderr);
       }
     }
-    checked([&] { return ::eventfd_write(run_.go.get(), pids_.size()); }, "write eventfd");
+    const OwnedFd& go = run_.go[begins_++ % 2];
+    checked([&] { return ::eventfd_write(go.get(), pids_.size()); }, "write eventfd");
   }
 
   void on_signal(int number) {
@@ -169,6 +170,7 @@ class Conductor : public EventHandler {
   std::vector<pid_t> pids_;  // 0: reaped
   std::size_t running_ = 0;
   std::uint64_t arrived_ = 0;
+  std::size_t begins_ = 0;     // of phases, the end too
   std::uint64_t waiting_ = 0;  // the timer of a phase that only waits
   std::string failure_;
 };

@@ -46,7 +46,8 @@ class Slot : public EventHandler, public DueMember {
   std::int64_t intended_ns = 0;
   std::int64_t started_ns = 0;
   std::int64_t connected_ns = 0;  // 0 where the attempt has opened no connection
-  std::uint64_t echoes = 0;       // on this connection
+  std::int64_t free_since_ns = 0;
+  std::uint64_t echoes = 0;  // on this connection
 };
 
 /// Sees that the other processes of the run are through with the phase, too.
@@ -167,6 +168,7 @@ void LoopEngine::start_another() {
   if (unstarted_ == run_.phase().slots) return;
   Slot& slot = slots_[unstarted_++];
   slot.first = true;
+  slot.free_since_ns = loop_.now_ns();
   ++working_;
   ready_.push_back(&slot);
 }
@@ -195,12 +197,8 @@ std::optional<std::int64_t> LoopEngine::due_start(std::int64_t now_ns) {
       rest_ready();
       return std::nullopt;
     }
-    if (*start_ <= now_ns) return std::exchange(start_, std::nullopt);
   }
-  if (*start_ <= now_ns) {
-    run_.began_on_schedule(*start_, now_ns);
-    return std::exchange(start_, std::nullopt);
-  }
+  if (*start_ <= now_ns) return std::exchange(start_, std::nullopt);
   if (run_.stopped()) {
     start_.reset();
     rest_ready();
@@ -224,6 +222,7 @@ void LoopEngine::rest_ready() {
 
 void LoopEngine::attempt(Slot& slot, std::int64_t intended_ns, std::int64_t now) {
   const bool connected = slot.state != Slot::State::closed;
+  run_.began(intended_ns, now, slot.free_since_ns);
   slot.intended_ns = intended_ns;
   slot.started_ns = now;
   slot.connected_ns = 0;
@@ -312,10 +311,13 @@ void LoopEngine::check_idle(Slot& slot) {
 
 void LoopEngine::end(Slot& slot, const Exchange::Step& step) {
   slot.unlink();
-  const std::int64_t now = monotonic_ns();
+  const bool echoed = step.outcome == Outcome::echoed;
+  // A clock reading less for each echo, where nothing has been waited for since.
+  const std::int64_t now =
+      echoed && !run_.options().server_closes ? slot.exchange.echoed_ns() : monotonic_ns();
+  slot.free_since_ns = now;
   // Of a connect that is still under way, or has failed, there is no time to tell.
   const bool opened = slot.connected_ns != 0 && slot.state != Slot::State::connecting;
-  const bool echoed = step.outcome == Outcome::echoed;
   const Next next = run_.ended(slot.index, {.outcome = step.outcome,
                                             .error = step.error,
                                             .intended_ns = slot.intended_ns,

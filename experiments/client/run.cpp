@@ -45,11 +45,12 @@ bool Run::next_phase() {
   // There is one token for each process, and no process takes two: each that finds it readable
   // finds its own.
   eventfd_t token = 0;
-  while (::eventfd_read(shared_.go.get(), &token) != 0) {
+  while (::eventfd_read(phase_fd(), &token) != 0) {
     if (errno != EAGAIN && errno != EINTR) throw_system_error(errno, "read eventfd");
-    pollfd entry{shared_.go.get(), POLLIN, 0};
+    pollfd entry{phase_fd(), POLLIN, 0};
     (void)retry_eintr([&] { return ::poll(&entry, 1, -1); });
   }
+  ++phases_taken_;
   if (state_.progress.over) return false;
   phase_index_ = state_.progress.phases_begun - 1;
   phase_ = shared_.phases[phase_index_];
@@ -78,8 +79,8 @@ std::optional<std::int64_t> Run::take_start(std::int64_t now_ns) {
   return start;
 }
 
-void Run::began_on_schedule(std::int64_t intended_ns, std::int64_t now_ns) {
-  if (!phase_.measured) return;
+void Run::began(std::int64_t intended_ns, std::int64_t now_ns, std::int64_t free_since_ns) {
+  if (!phase_.paced || !phase_.measured || free_since_ns > intended_ns) return;
   ++own_.on_schedule;
   if (now_ns - intended_ns > SharedRun::late_ns) ++own_.late;
 }

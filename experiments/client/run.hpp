@@ -37,8 +37,8 @@ class Run {
   /// Says that nothing of this process is in flight. To be called once before each next_phase(),
   /// which otherwise does it; by one thread.
   void phase_ended();
-  /// Readable once next_phase() does not wait any more. Borrowed.
-  [[nodiscard]] int phase_fd() const { return shared_.go.get(); }
+  /// Readable once next_phase() does not wait any more. Borrowed; another one for the phase after.
+  [[nodiscard]] int phase_fd() const { return shared_.go[phases_taken_ % 2].get(); }
   /// Begins the next phase once all processes have ended the one before. False when there is none,
   /// or the run has been stopped. To be called by one thread.
   [[nodiscard]] bool next_phase();
@@ -51,9 +51,9 @@ class Run {
   /// Whoever waits for a start to come looks at least so often whether the run has been stopped.
   static constexpr std::int64_t stop_check_ns = 100'000'000;
   [[nodiscard]] bool stopped() const { return state_.stopped.load(std::memory_order_relaxed); }
-  /// At an open rate, for a start for which a slot was free before its time came: when it began.
-  /// One thread.
-  void began_on_schedule(std::int64_t intended_ns, std::int64_t now_ns);
+  /// At an open rate: an attempt begins, in a slot that has been free since `free_since_ns`. Where
+  /// that was before its time, its lateness is the client's own.
+  void began(std::int64_t intended_ns, std::int64_t now_ns, std::int64_t free_since_ns);
   /// Keeps the books of an attempt of `slot` (`phase` need not be set), ends the run when it shows
   /// that there is no point, and says what the slot does next.
   [[nodiscard]] Next ended(std::size_t slot, Attempt attempt);
@@ -78,6 +78,7 @@ class Run {
   Payload payload_;
   Phase phase_;
   std::size_t phase_index_ = 0;
+  std::size_t phases_taken_ = 0;  // tokens, the one for the end too
   bool in_phase_ = false;
   bool arrived_ = false;
   bool takes_turns_ = false;

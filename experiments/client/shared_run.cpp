@@ -72,7 +72,7 @@ SharedRun::SharedRun(const Options& run_options, std::vector<Phase> run_phases)
     : options(run_options),
       phases(std::move(run_phases)),
       arrived(make_eventfd(0)),
-      go(make_eventfd(EFD_SEMAPHORE)),
+      go{make_eventfd(EFD_SEMAPHORE), make_eventfd(EFD_SEMAPHORE)},
       books(writers(options), expected_s(options), options.rate > 0),
       state_(1),
       processes_(options.processes) {

@@ -50,6 +50,9 @@ struct Usage {
 ///
 /// A phase begins in all processes at once: each says by `arrived` that nothing of its own is in
 /// flight, and takes one token of `go` for each phase. Only the conductor begins phases.
+///
+/// Two eventfds take turns as `go`: who is through with a phase before another has begun it must not
+/// take that one's token for the next.
 class SharedRun {
  public:
   SharedRun(const Options& options, std::vector<Phase> phases);
@@ -58,8 +61,9 @@ class SharedRun {
   const std::vector<Phase> phases;
   /// An eventfd that counts the processes which are through with the phase, or ready for the first.
   const OwnedFd arrived;
-  /// An eventfd that hands out one token at each read (EFD_SEMAPHORE).
-  const OwnedFd go;
+  /// Eventfds that hand out one token at each read (EFD_SEMAPHORE); of the phases with an even and
+  /// an odd number.
+  const std::array<OwnedFd, 2> go;
   SharedBooks books;
 
   struct PhaseTime {
@@ -90,8 +94,9 @@ class SharedRun {
     std::atomic<std::int64_t> last_echo_ns = 0;
     std::array<Usage, max_phases> begun;  ///< Usage when a phase began and
     std::array<Usage, max_phases> ended;  ///< when the process was through with it.
-    std::uint64_t on_schedule = 0;  ///< Starts, in the measured phase, for which a slot was free.
-    std::uint64_t late = 0;         ///< Of these, begun more than `late_ns` after their time.
+    std::atomic<std::uint64_t> on_schedule =
+        0;  ///< Starts, in the measured phase, for which a slot was free.
+    std::atomic<std::uint64_t> late = 0;  ///< Of these, begun more than `late_ns` after their time.
   };
 
   [[nodiscard]] State& state() const { return state_[0]; }

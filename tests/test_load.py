@@ -1,0 +1,446 @@
+"""Tests of the load itself: open loop, several client processes, the phases, and what the result tells of them.
+
+  cd tests; C10K_BIN_DIR=../build/release /usr/bin/python3 -m unittest -v test_load.OpenLoop"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import statistics
+import sys
+import threading
+import time
+import unittest
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from process_support import (  # noqa: E402
+    BOUND_S,
+    CLIENT,
+    Program,
+    Server,
+    run_client,
+    run_program,
+    stop_process,
+    wait_until,
+)
+from test_client import OUTCOMES, allowed  # noqa: E402
+
+LOOPS = ("select", "poll", "epoll")
+
+
+def check_sums(test: unittest.TestCase, result: dict[str, Any]) -> None:
+    test.assertEqual(sum(result["outcomes"][name] for name in OUTCOMES), result["attempts"])
+    test.assertTrue(result["totals_add_up"])
+    test.assertEqual(sum(phase["attempts"] for phase in result["phases"]), result["attempts"])
+    test.assertEqual(sum(phase["echoed"] for phase in result["phases"]), result["outcomes"]["echoed"])
+    series = result["series"]["intervals"]
+    test.assertEqual(sum(row["echoed"] for row in series), result["outcomes"]["echoed"])
+    test.assertEqual(sum(row["echoed"] + row["failed"] for row in series), result["attempts"])
+    test.assertEqual(sum(row["connections_opened"] for row in series), result["connections_opened"])
+
+
+class ArrivalTimes:
+    """A server that notes when each request of 20 bytes arrives on the one connection it takes."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.target = "{}:{}".format(*self._listener.getsockname())
+        self.times: list[float] = []
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        sock, _ = self._listener.accept()
+        with sock:
+            while data := sock.recv(20):
+                self.times.append(time.monotonic())
+                sock.sendall(data)
+
+    def gaps(self) -> list[float]:
+        self._thread.join(BOUND_S)
+        self._listener.close()
+        return [after - before for before, after in zip(self.times, self.times[1:])]
+
+
+class OpenLoop(unittest.TestCase):
+    def test_engines_agree(self) -> None:
+        """On the number of echoes; and at a low rate on the median, of the best of some rounds each, as the
+        machine's own noise only ever adds."""
+        engines = allowed("engine")
+        with Server("--strategy", "epoll") as server:
+            for workload in ("crr", "rr"):
+                best = dict.fromkeys(engines, float("inf"))
+                for _ in range(6):
+                    for engine in engines:
+                        code, result, err = run_client(
+                            server.target,
+                            *("--engine", engine, "--workload", workload, "--connections", "4"),
+                            *("--rate", "200", "--duration", "0.5"),
+                        )
+                        self.assertEqual((code, err), (0, ""))
+                        check_sums(self, result)
+                        self.assertEqual(result["outcomes"]["echoed"], 100, engine)
+                        best[engine] = min(best[engine], result["latency"]["p50_us"])
+                    if max(best.values()) < 1.5 * min(best.values()):
+                        break
+                self.assertLess(max(best.values()), 1.5 * min(best.values()), (workload, best))
+            totals = server.finish().report["totals"]
+        self.assertEqual(totals["echoes"] % 100, 0)
+
+    def test_a_stall_shows_in_the_latency_and_not_in_the_service_time(self) -> None:
+        for engine in allowed("engine"):
+            with self.subTest(engine=engine), Server("--strategy", "epoll") as server:
+                command = [CLIENT, "--target", server.target, "--engine", engine, "--workload", "rr", "--json", "-"]
+                # Of 4,000 requests two are under way when the server stops: less than one in a thousand.
+                command += ["--connections", "2", "--rate", "1000", "--duration", "4"]
+                with Program(command) as client:
+                    wait_until(lambda: server.report()["totals"]["echoes"] > 500, "it runs")
+                    stop_process(server.pid)
+                    time.sleep(0.2)  # not a wait for something: the stall itself
+                    os.kill(server.pid, signal.SIGCONT)
+                    code, out, err = client.wait()
+                self.assertEqual((code, err), (0, ""))
+                result = json.loads(out)
+                check_sums(self, result)
+                self.assertGreater(result["latency"]["p99_9_us"], 150_000)
+                self.assertLess(result["service_time"]["p99_9_us"], 100_000)
+                # It shows in one second of the series, too.
+                slow = [row for row in result["series"]["intervals"] if row["max_us"] > 150_000]
+                self.assertIn(len(slow), (1, 2))
+
+    def test_starts_are_evenly_spaced(self) -> None:
+        for engine in allowed("engine"):
+            with self.subTest(engine=engine):
+                server = ArrivalTimes()
+                options = ("--engine", engine, "--workload", "rr", "--connections", "1", "--rate", "200")
+                code, result, err = run_client(server.target, *options, "--duration", "1.5")
+                gaps = server.gaps()
+                self.assertEqual((code, err, result["attempts"], len(gaps)), (0, "", 300, 299))
+                self.assertAlmostEqual(statistics.median(gaps), 0.005, delta=0.0005)
+                self.assertLess(sum(gap < 0.002 for gap in gaps), 30, "bursts")
+
+    def test_poisson_arrivals(self) -> None:
+        server = ArrivalTimes()
+        options = ("--workload", "rr", "--connections", "1", "--rate", "400", "--arrivals", "poisson")
+        code, result, err = run_client(server.target, *options, "--duration", "2")
+        gaps = server.gaps()
+        self.assertEqual((code, err), (0, ""))
+        self.assertAlmostEqual(result["attempts"], 800, delta=150)
+        variation = statistics.stdev(gaps) / statistics.mean(gaps)  # of exponential times: 1
+        self.assertAlmostEqual(variation, 1, delta=0.25)
+
+    def test_too_few_connections_for_the_rate_are_told(self) -> None:
+        with Server("--strategy", "epoll", "--service-time", "fixed:5000") as server:
+            options = ("--workload", "rr", "--connections", "1", "--rate", "400", "--duration", "1")
+            code, result, err = run_client(server.target, *options)
+        self.assertEqual((code, err), (0, ""))
+        schedule = result["schedule"]
+        self.assertEqual(schedule["starts"], result["attempts"])
+        self.assertGreater(schedule["waited_for_a_connection"], 300)
+        self.assertGreater(result["latency"]["p50_us"], 5 * result["service_time"]["p50_us"])
+
+    def test_a_client_that_falls_behind_says_so(self) -> None:
+        with Server("--strategy", "epoll") as server:
+            command = [CLIENT, "--target", server.target, "--workload", "rr", "--json", "-"]
+            with Program([*command, "--connections", "300", "--rate", "500", "--duration", "2"]) as client:
+                wait_until(lambda: server.report()["totals"]["echoes"] > 20, "it runs")
+                (worker,) = [pid for pid in client.group() if pid != client.pid]
+                stop_process(worker)
+                time.sleep(0.3)  # not a wait for something: the stall itself
+                os.kill(worker, signal.SIGCONT)
+                code, out, err = client.wait()
+        self.assertEqual((code, err), (0, ""))
+        result = json.loads(out)
+        self.assertGreater(result["schedule"]["late"], 50)
+        self.assertTrue(result["client"]["limited"])
+        self.assertRegex(" ".join(result["client"]["limited_because"]), r"\d+ of \d+ starts came more than 1 ms late")
+
+    def test_an_interrupt_does_not_wait_for_the_next_start(self) -> None:
+        for engine in allowed("engine"):
+            with self.subTest(engine=engine), Server("--strategy", "epoll") as server:
+                command = [CLIENT, "--target", server.target, "--engine", engine, "--workload", "rr", "--json", "-"]
+                with Program([*command, "--connections", "2", "--rate", "0.01", "--duration", "600"]) as client:
+                    wait_until(lambda: server.report()["totals"]["echoes"] == 1, "the first request")
+                    client.signal(signal.SIGINT)
+                    code, out, err = client.wait(5)
+                self.assertEqual((code, err), (0, ""))
+                self.assertEqual(json.loads(out)["ended"], "interrupted")
+
+    def test_every_engine_and_workload_at_a_rate(self) -> None:
+        with Server("--strategy", "epoll") as server:
+            for engine in allowed("engine"):
+                for workload in allowed("workload"):
+                    with self.subTest(engine=engine, workload=workload):
+                        options = ("--engine", engine, "--workload", workload, "--connections", "30")
+                        active = ("--active", "10") if workload == "hold" else ()
+                        code, result, err = run_client(
+                            server.target, *options, *active, "--rate", "300", "--duration", "0.2"
+                        )
+                        self.assertEqual((code, err), (0, ""))
+                        check_sums(self, result)
+                        expected = {"crr": 60, "rr": 60, "storm": 30, "hold": 30 + 60 + 30}[workload]
+                        self.assertEqual(result["attempts"], expected)
+                        measured = [phase for phase in result["phases"] if phase["measured"]]
+                        self.assertEqual(len(measured), 1)
+                        lasts = 0.095 if workload == "storm" else 0.2  # 30 starts have 29 gaps of 3.3 ms
+                        self.assertGreaterEqual(measured[0]["end_s"] - measured[0]["begin_s"], lasts)
+            server.finish()
+
+
+class Phases(unittest.TestCase):
+    def run_it(self, *options: str) -> dict[str, Any]:
+        with Server("--strategy", "epoll") as server:
+            code, result, err = run_client(server.target, *options)
+            self.assertEqual((code, err), (0, ""))
+            check_sums(self, result)
+            totals = server.finish().report["totals"]
+        self.assertEqual(totals["echoes"], result["outcomes"]["echoed"])
+        self.assertEqual(totals["accepted"], result["connections_opened"])
+        return result
+
+    def test_warm_up_is_in_the_books_and_not_in_the_figures(self) -> None:
+        for engine in allowed("engine"):
+            with self.subTest(engine=engine):
+                result = self.run_it(
+                    *("--engine", engine, "--workload", "crr", "--connections", "4"),
+                    *("--warmup", "0.2", "--duration", "0.3"),
+                )
+                warmup, measured = result["phases"]
+                self.assertEqual((warmup["name"], warmup["measured"]), ("warmup", False))
+                self.assertGreater(warmup["echoed"], 0)
+                self.assertEqual(result["latency"]["count"], measured["echoed"])
+                seconds = measured["end_s"] - measured["begin_s"]
+                self.assertAlmostEqual(result["connections_per_s"] * seconds, measured["echoed"], delta=1)
+
+    def test_requests_per_connection(self) -> None:
+        for engine in allowed("engine"):
+            for workload, more in (("crr", ()), ("rr", ()), ("rr", ("--rate", "2000"))):
+                for each, opened in ((1, 60), (7, 9), (100, 1), (0, 1)):
+                    with self.subTest(engine=engine, workload=workload, each=each, more=more):
+                        result = self.run_it(
+                            *("--engine", engine, "--workload", workload, "--connections", "1", "--requests", "60"),
+                            *("--requests-per-connection", str(each), *more),
+                        )
+                        self.assertEqual((result["attempts"], result["connections_opened"]), (60, opened))
+                        self.assertEqual(result["first_echo_latency"]["count"], opened)
+                        self.assertEqual(result["echo_latency"]["count"], 60)
+
+    def test_a_storm_is_all_at_once(self) -> None:
+        for engine in LOOPS:
+            with self.subTest(engine=engine), Server("--strategy", "epoll") as server:
+                stop_process(server.pid)  # so that no connection ends before all have begun
+                command = [CLIENT, "--target", server.target, "--engine", engine, "--workload", "storm"]
+                with Program([*command, "--connections", "400", "--json", "-"]) as client:
+                    wait_until(lambda: established_from(server) >= 400, "all are connected")
+                    os.kill(server.pid, signal.SIGCONT)
+                    code, out, err = client.wait()
+                self.assertEqual((code, err), (0, ""))
+                result = json.loads(out)
+                self.assertEqual((result["attempts"], result["peak_connections"]), (400, 400))
+
+    def test_hold_idles_and_says_its_phases(self) -> None:
+        with Server("--strategy", "epoll") as server:
+            code, out, err = run_program(
+                *(CLIENT, "--target", server.target, "--workload", "hold", "--connections", "20", "--active", "5"),
+                *("--requests", "100", "--idle", "0.3", "--announce-phases", "--json", "-"),
+            )
+            self.assertEqual(code, 0, err)
+        self.assertEqual(err, "".join(f"phase {name}\n" for name in ("connect", "idle", "active", "check")))
+        phases = json.loads(out)["phases"]
+        self.assertEqual([phase["attempts"] for phase in phases], [20, 0, 100, 20])
+        self.assertGreaterEqual(phases[1]["end_s"] - phases[1]["begin_s"], 0.3)
+        for before, after in zip(phases, phases[1:]):
+            self.assertLessEqual(before["end_s"], after["begin_s"])
+
+    def test_an_interrupt_ends_an_idle_phase(self) -> None:
+        with Server("--strategy", "epoll") as server:
+            command = [CLIENT, "--target", server.target, "--workload", "hold", "--connections", "20", "--idle", "600"]
+            with Program([*command, "--announce-phases", "--json", "-"]) as client:
+                wait_until(lambda: "phase idle" in client.err_text(), "it idles")
+                client.signal(signal.SIGINT)
+                code, out, _ = client.wait(5)
+            self.assertEqual((code, json.loads(out)["ended"]), (0, "interrupted"))
+
+
+def established_from(server: Server) -> int:
+    """The connections to the server's port whose handshake is over, at the client's end (proc(5), /proc/net/tcp)."""
+    port = f"{server.address[1]:04X}"
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return sum(line.split()[2].endswith(":" + port) and line.split()[3] == "01" for line in lines)
+
+
+class Processes(unittest.TestCase):
+    def test_each_workload_shared_out(self) -> None:
+        with Server("--strategy", "epoll") as server:
+            for engine in allowed("engine"):
+                if engine == "processes":
+                    continue
+                for workload in allowed("workload"):
+                    with self.subTest(engine=engine, workload=workload):
+                        options = ("--engine", engine, "--workload", workload, "--processes", "3")
+                        more = ("--active", "4") if workload == "hold" else ()
+                        code, result, err = run_client(
+                            server.target, *options, *more, "--connections", "50", "--requests", "400"
+                        )
+                        self.assertEqual((code, err), (0, ""))
+                        check_sums(self, result)
+                        self.assertEqual(result["client"]["processes"], 3)
+                        expected = {"crr": 400, "rr": 400, "storm": 50, "hold": 500}[workload]
+                        self.assertEqual(result["attempts"], expected)
+                        if workload == "hold":  # all are up before any is active, in whichever process
+                            self.assertEqual((result["peak_connections"], result["connections_opened"]), (50, 50))
+            server.finish()
+
+    def test_one_per_connection(self) -> None:
+        with Server("--strategy", "epoll") as server:
+            command = [CLIENT, "--target", server.target, "--engine", "processes", "--workload", "rr", "--json", "-"]
+            with Program([*command, "--connections", "6", "--duration", "60"]) as client:
+                wait_until(lambda: server.report()["totals"]["active"] == 6, "all are connected")
+                self.assertEqual(len(client.group()), 7)
+                client.signal(signal.SIGTERM)
+                code, out, err = client.wait(10)
+            self.assertEqual((code, err), (0, ""))
+            self.assertEqual(json.loads(out)["client"]["processes"], 6)
+
+    def test_a_process_that_dies_ends_the_run(self) -> None:
+        for number in (1, 3):
+            with self.subTest(number=number), Server("--strategy", "epoll") as server:
+                command = [CLIENT, "--target", server.target, "--workload", "rr", "--processes", str(number)]
+                with Program([*command, "--connections", "6", "--duration", "60"]) as client:
+                    wait_until(lambda: server.report()["totals"]["echoes"] > 100, "it runs")
+                    victim = [pid for pid in client.group() if pid != client.pid][-1]
+                    os.kill(victim, signal.SIGKILL)
+                    code, out, err = client.wait(10)  # and nothing of its group is left
+                self.assertEqual((code, out), (1, ""))
+                self.assertRegex(err, rf"\Ac10k-client: [^\n]*{victim}[^\n]*signal 9[^\n]*\n\Z")
+
+    def test_the_end_of_the_conductor_ends_them_all(self) -> None:
+        with Server("--strategy", "epoll") as server:
+            command = [CLIENT, "--target", server.target, "--workload", "rr", "--processes", "3"]
+            with Program([*command, "--connections", "6", "--duration", "60"]) as client:
+                wait_until(lambda: server.report()["totals"]["echoes"] > 100, "it runs")
+                client.signal(signal.SIGKILL)
+                self.assertEqual(client.wait(10)[0], -signal.SIGKILL)
+
+    def test_a_second_signal_does_not_wait(self) -> None:
+        with contextlib.ExitStack() as stack:
+            server = stack.enter_context(Server("--strategy", "epoll"))
+            command = [CLIENT, "--target", server.target, "--workload", "rr", "--timeout", "600"]
+            client = stack.enter_context(Program([*command, "--connections", "6", "--duration", "600"]))
+            wait_until(lambda: server.report()["totals"]["echoes"] > 100, "it runs")
+            stop_process(server.pid)  # what is in flight now does not end
+            client.signal(signal.SIGINT)
+            self.assertFalse(client.has_ended(0.2))
+            client.signal(signal.SIGINT)
+            code, out, _ = client.wait(5)
+            self.assertEqual(code, 0)
+            self.assertIn("interrupted", out)
+            os.kill(server.pid, signal.SIGCONT)
+
+
+class Percentiles(unittest.TestCase):
+    def test_as_hdr_histogram_writes_them(self) -> None:
+        with Server("--strategy", "epoll") as server:
+            code, result, err = run_client(
+                server.target, "--workload", "rr", "--requests", "5000", "--hdr", "/dev/stderr"
+            )
+        self.assertEqual(code, 0)
+        header, blank, *lines = err.splitlines()
+        self.assertRegex(header, r"^ +Value +Percentile +TotalCount +1/\(1-Percentile\)$")
+        self.assertEqual(blank, "")
+        rows = [line.split() for line in lines if not line.startswith("#")]
+        values = [float(row[0]) for row in rows]
+        percentiles = [float(row[1]) for row in rows]
+        counts = [int(row[2]) for row in rows]
+        for column in (values, percentiles, counts):
+            self.assertEqual(column, sorted(column))
+        self.assertEqual((percentiles[-1], counts[-1], len(rows[-1])), (1.0, 5000, 3))
+        for row in rows[:-1]:
+            self.assertAlmostEqual(float(row[3]) * (1 - float(row[1])), 1, delta=0.01)
+            self.assertGreaterEqual(int(row[2]) + 1e-6, float(row[1]) * 5000)
+        median = next(value for value, percentile in zip(values, percentiles) if percentile >= 0.5)
+        self.assertAlmostEqual(median, result["latency"]["p50_us"] / 1000, delta=0.001)
+        self.assertAlmostEqual(values[-1], result["latency"]["max_us"] / 1000, delta=0.001)
+        footer = "\n".join(line for line in lines if line.startswith("#"))
+        self.assertRegex(
+            footer,
+            re.compile(
+                r"\A#\[Mean    = +[\d.]+, StdDeviation   = +[\d.]+\]\n"
+                r"#\[Max     = +[\d.]+, Total count    = +5000\]\n"
+                r"#\[Buckets = +\d+, SubBuckets     = +\d+\]\Z"
+            ),
+        )
+
+    def test_the_parts_of_a_latency(self) -> None:
+        with Server("--strategy", "epoll") as server:
+            code, result, _ = run_client(server.target, "--workload", "crr", "--connections", "1", "--requests", "300")
+        self.assertEqual(code, 0)
+        names = ("latency", "connect_latency", "first_echo_latency", "echo_latency")
+        for name in names:
+            self.assertEqual(result[name]["count"], 300)
+            steps = [result[name][f"p{step}_us"] for step in ("50", "90", "99", "99_9", "99_99")]
+            self.assertEqual(steps, sorted(steps))
+            self.assertLessEqual(steps[-1], result[name]["max_us"])
+        whole, connect, first, echo = (result[name]["p50_us"] for name in names)
+        self.assertEqual(whole, first)
+        self.assertAlmostEqual(whole, connect + echo, delta=0.25 * whole)
+
+
+class Usage(unittest.TestCase):
+    def test_bad_usage(self) -> None:
+        for options, says in [
+            (("--rate", "0"), r"--rate.*0\.001 to 1000000"),
+            (("--rate", "-5"), "--rate"),
+            (("--rate", "fast"), "--rate"),
+            (("--rate", "nan"), "--rate"),
+            (("--rate", "100", "--duration", "0"), "--duration.*0.001"),
+            (("--rate", "100", "--arrivals", "bursts"), "even, poisson"),
+            (("--arrivals", "even"), "--arrivals.*--rate"),
+            (("--warmup", "-1"), "--warmup"),
+            (("--warmup", "1", "--workload", "storm"), "--warmup"),
+            (("--idle", "1"), "--idle.*hold"),
+            (("--processes", "0"), "--processes"),
+            (("--processes", "65"), "--processes.*up to 64"),
+            (("--processes", "2", "--engine", "processes"), "--processes"),
+            (("--engine", "processes", "--connections", "20000"), "--connections.*up to 10000"),
+            (("--connections", "1000000"), r"--processes \d+"),
+            (("--requests-per-connection", "-1"), "--requests-per-connection"),
+            (("--requests-per-connection", "2", "--workload", "hold"), "--requests-per-connection"),
+            (("--requests-per-connection", "2", "--close-by", "server"), "--close-by"),
+            (("--hdr", ""), "--hdr"),
+            (("--hdr", "/no/such/folder/x"), "--hdr"),
+            (("--hdr", "-", "--json", "-"), "--hdr.*--json"),
+        ]:
+            with self.subTest(options=options):
+                code, out, err = run_program(CLIENT, *options)
+                self.assertEqual((code, out), (2, ""), err)
+                self.assertRegex(err, r"\Ac10k-client: [^\n]+\n\Z")
+                self.assertRegex(err, says)
+
+    def test_the_number_of_processes_that_it_names_works(self) -> None:
+        def low_limit() -> None:
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+
+        _, _, err = run_program(CLIENT, "--connections", "100", before_exec=low_limit)
+        match = re.search(r"--processes (\d+)", err)
+        assert match is not None, err
+        with Server("--strategy", "epoll") as server:
+            code, out, err = run_program(
+                *(CLIENT, "--target", server.target, "--workload", "hold", "--connections", "100"),
+                *("--processes", match[1], "--duration", "0.2"),
+                before_exec=low_limit,
+            )
+        self.assertEqual((code, err), (0, ""), out)
+
+
+if __name__ == "__main__":
+    unittest.main()
