@@ -50,6 +50,9 @@ def _node(script: str, *arguments: str) -> Server:
 
 SERVERS = {
     "minimal-server": Server(lambda folder: str(folder / "minimal-server")),
+    "cpython-queue": _python("queue_server.py"),
+    "node-cluster-rr": _node("cluster_server.js", "rr"),
+    "node-cluster-none": _node("cluster_server.js", "none"),
 }
 
 
