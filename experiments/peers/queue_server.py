@@ -24,6 +24,8 @@ def work(queue: Any) -> None:
     selector = selectors.EpollSelector()
     # A worker has a queue of its own, so what makes it readable is for this worker.
     selector.register(queue._reader, selectors.EVENT_READ)
+    parent = multiprocessing.parent_process().sentinel
+    selector.register(parent, selectors.EVENT_READ)
     unsent: dict[socket.socket, bytes] = {}
     while True:
         for key, events in selector.select():
@@ -31,6 +33,8 @@ def work(queue: Any) -> None:
                 sock = queue.get()
                 sock.setblocking(False)
                 selector.register(sock, selectors.EVENT_READ)
+            elif key.fileobj == parent:
+                return
             elif not echo(key.fileobj, events, unsent, selector):
                 unsent.pop(key.fileobj, None)
                 selector.unregister(key.fileobj)
