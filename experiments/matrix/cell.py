@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from matrix import peers
 from matrix.counters import Snapshot
 from matrix.process import Child, Waiter, describe_exit
 from matrix.spec import Cell, Way
@@ -24,9 +25,10 @@ class CellFailed(Exception):
 
 
 class Tools:
-    """The two programs, and what the server says it can do on this host."""
+    """The programs, and what the server says it can do on this host."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.server = folder / "c10k-server"
         self.client = folder / "c10k-client"
         self.listed: dict[str, Any] = {}
@@ -46,6 +48,8 @@ class Tools:
 
     def unsupported(self, way: Way) -> str:
         """Why this way cannot be measured here; empty when it can."""
+        if way.kind == "peers":
+            return peers.SERVERS[way.needs].missing(self.folder)
         if way.kind not in self.listed:
             return ""
         for entry in self.listed[way.kind]:
@@ -56,7 +60,7 @@ class Tools:
 
 def run(cell: Cell, tools: Tools, waiter: Waiter) -> dict[str, Any]:
     """Measures one cell and gives its record. Raises only Interrupted."""
-    server_options = ["--listen", "127.0.0.1:0", *cell.way.server]
+    server_options = [] if cell.way.kind == "peers" else ["--listen", "127.0.0.1:0", *cell.way.server]
     client_options = ["--workload", cell.workload.kind, *cell.workload.client]
     record: dict[str, Any] = {
         "schema": CELL_SCHEMA,
@@ -68,6 +72,8 @@ def run(cell: Cell, tools: Tools, waiter: Waiter) -> dict[str, Any]:
         "reason": tools.unsupported(cell.way),
         "server_options": server_options,
         "client_options": client_options,
+        "server_program": cell.way.needs if cell.way.kind == "peers" else tools.server.name,
+        "client_program": cell.way.client or tools.client.name,
         "client": None,
         "server": None,
         "netstat": {},
@@ -94,23 +100,38 @@ def run(cell: Cell, tools: Tools, waiter: Waiter) -> dict[str, Any]:
 
 def _measure(record: dict[str, Any], cell: Cell, tools: Tools, waiter: Waiter, folder: Path) -> None:
     report, result = folder / "server.json", folder / "client.json"
-    argv = [str(tools.server), *record["server_options"], "--report", str(report)]
+    peer = peers.SERVERS[cell.way.needs] if cell.way.kind == "peers" else None
+    if peer:
+        argv = peer.command(tools.folder)
+    else:
+        argv = [str(tools.server), *record["server_options"], "--report", str(report)]
     with Child(argv, folder, "server", pipe_stdout=True) as server:
         target = _listening(server, waiter)
-        argv = [str(tools.client), "--target", target, *record["client_options"],
-                "--progress", "off", "--json", str(result)]
+        loader = peers.CLIENTS.get(cell.way.client)
+        if loader:
+            options = dict(zip(cell.workload.client[::2], cell.workload.client[1::2]))
+            argv = loader.command(str(tools.folder / loader.program), target, options)
+        else:
+            argv = [str(tools.client), "--target", target, *record["client_options"],
+                    "--progress", "off", "--json", str(result)]
+        cpu_before = server.cpu_us()
         before = Snapshot.take()
-        with Child(argv, folder, "client") as client:
+        with Child(argv, folder, "client", stdout=folder / "client.stdout") as client:
             finished = client.ended(waiter, time.monotonic() + cell.workload.limit_s, server)
             after = Snapshot.take()
             code = client.end()
         record["netstat"] = after.netstat_since(before)
         record["host_cpu"] = after.host_cpu_since(before)
         record["other_cpu"] = after.other_cpu_since(before, {server.group, client.group})
-        record["client"] = _read(result)
+        if loader:
+            printed = _read(folder / "client.stdout")
+            record["client"] = printed and loader.result(printed)
+        else:
+            record["client"] = _read(result)
+        cpu_after = server.cpu_us()
         gone = server.ended(waiter, time.monotonic())
         stop_problem = "" if gone else _stop(server, waiter)
-        record["server"] = _read(report)
+        record["server"] = _peer_report(server, cpu_before, cpu_after, record) if peer else _read(report)
 
         if gone:
             exit_text = describe_exit(server.end())
@@ -127,6 +148,16 @@ def _measure(record: dict[str, Any], cell: Cell, tools: Tools, waiter: Waiter, f
             raise CellFailed(_problem("server", "exit code 0", server.last_words(), "no report"))
         if missing := [key for key in ("totals", "books") if key not in record["server"]]:
             raise CellFailed(f"server: its report has no {missing[0]}")
+
+
+def _peer_report(server: Child, before: dict[int, int], after: dict[int, int],
+                 record: dict[str, Any]) -> dict[str, Any]:
+    used = {pid: now - before.get(pid, 0) for pid, now in after.items()}
+    first = used.pop(server.group, 0)
+    # Alone it does the worker's work; with children it hands over to them.
+    cpu = {"acceptor_cpu_us": first, "worker_cpu_us": sum(used.values())} if used else \
+        {"acceptor_cpu_us": 0, "worker_cpu_us": first}
+    return peers.server_report(cpu, record["client"] or {})
 
 
 def _problem(who: str, exit_text: str, last_words: str, otherwise: str) -> str:

@@ -30,6 +30,8 @@ def as_csv(run: Run) -> str:
     writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     for row in rows:
+        bounds = row["ratio_interval"]
+        row["ratio_interval"] = bounds and "{:g};{:g}".format(*bounds)
         for key in ("failed_attempts", "server_errors"):
             row[key] = ";".join(f"{name}={count}" for name, count in row[key].items())
         writer.writerow(row)

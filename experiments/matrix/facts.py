@@ -89,7 +89,7 @@ def build(folder: Path) -> dict[str, Any]:
         match = re.search(rf"^{key}:\w+=(.*)$", _text(cache), re.MULTILINE)
         found[key.lower()] = match[1] if match else ""
     programs = {}
-    for name in ("c10k-server", "c10k-client"):
+    for name in ("c10k-server", "c10k-client", "minimal-server", "minimal-client"):
         try:
             programs[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         except OSError:

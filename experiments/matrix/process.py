@@ -70,7 +70,8 @@ class Child:
     """One program in a session of its own, so that Ctrl-C on the terminal reaches only us, and so that
     whatever it forked ends with it. The kernel kills it when this process dies, however that happens."""
 
-    def __init__(self, argv: list[str], folder: Path, name: str, pipe_stdout: bool = False) -> None:
+    def __init__(self, argv: list[str], folder: Path, name: str, pipe_stdout: bool = False,
+                 stdout: Path = Path(os.devnull)) -> None:
         self.name = name
         self._errors = folder / f"{name}.stderr"
         parent = os.getpid()
@@ -81,12 +82,12 @@ class Child:
             if os.getppid() != parent:
                 os._exit(1)
 
-        with self._errors.open("wb") as errors:
+        with self._errors.open("wb") as errors, stdout.open("wb") as output:
             self._process = subprocess.Popen(
                 argv,
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE if pipe_stdout else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if pipe_stdout else output,
                 stderr=errors,
                 start_new_session=True,
                 preexec_fn=die_with_parent,
@@ -135,6 +136,19 @@ class Child:
                 # What a child prints later is of no interest, but a full pipe would stop it.
                 if not os.read(descriptor, 65536):
                     del pipes[descriptor]
+
+    def cpu_us(self) -> dict[int, int]:
+        """CPU time by process of the group, all its threads. Of a process that ends between its listing
+        and its reading there is none, and nothing of children that have been reaped."""
+        found = {}
+        for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()]:
+            try:
+                if os.getpgid(pid) == self.group:
+                    # The number of a process's CPU clock, as clock_getcpuclockid(3) makes it.
+                    found[pid] = time.clock_gettime_ns(~pid << 3 | 2) // 1000
+            except OSError:
+                continue
+        return found
 
     def terminate(self) -> None:
         signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)

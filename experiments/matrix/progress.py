@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from matrix.rows import FIGURES
+from matrix.rows import figure_of, value_of
 from matrix.spec import Cell
 
 
@@ -20,8 +20,8 @@ def outcome(cell: Cell, record: dict[str, Any]) -> str:
     """The result of one cell in a few words."""
     if record["status"] != "ok":
         return f"{record['status']}: {record['reason']}"
-    figure = FIGURES[cell.workload.kind]
-    value = record["client"].get(figure.key)
+    figure = figure_of(cell.workload)
+    value = value_of(record, figure)
     shown = "none" if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
     failed = sum(n for key, n in record["client"].get("outcomes", {}).items() if key != "echoed")
     return f"{figure.key} {shown}" + (f", {failed:,} attempts failed" if failed else "")

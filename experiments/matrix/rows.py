@@ -24,6 +24,7 @@ class Figure:
 FIGURES = {
     "crr": Figure("connections_per_s", ("conn", "/s"), "connection"),
     "rr": Figure("requests_per_s", ("requests", "/s"), "request"),
+    "client-cpu": Figure("client_cpu_us", ("client CPU", "us/conn"), "connection", lower_is_better=True),
     "hold": Figure("connect_all_s", ("connect", "all, s"), "connection", lower_is_better=True),
 }
 
@@ -45,6 +46,7 @@ class Row:
     ratio: float | None = None
     ratio_min: float | None = None
     ratio_max: float | None = None
+    ratio_interval: tuple[float, float] | None = None  # 95 % of the median ratio
     difference_seen: bool | None = None
     latency_p50_us: float | None = None
     latency_p99_us: float | None = None
@@ -85,9 +87,9 @@ def sections(run: Run) -> list[Section]:
 
 
 def _section(matrix: Matrix, load: Workload, cells: dict[str, dict[int, dict[str, Any]]]) -> Section:
-    figure = FIGURES[load.kind]
+    figure = figure_of(load)
     values = {
-        way: {rep: value for rep, cell in by_rep.items() if (value := _value(cell, figure)) is not None}
+        way: {rep: value for rep, cell in by_rep.items() if (value := value_of(cell, figure)) is not None}
         for way, by_rep in cells.items()
     }
     base = values.get(matrix.baseline, {})
@@ -104,9 +106,16 @@ def _section(matrix: Matrix, load: Workload, cells: dict[str, dict[int, dict[str
     return Section(load, figure, rows, unseen)
 
 
-def _value(cell: dict[str, Any], figure: Figure) -> float | None:
+def figure_of(load: Workload) -> Figure:
+    return FIGURES[load.figure or load.kind]
+
+
+def value_of(cell: dict[str, Any], figure: Figure) -> float | None:
     if cell["status"] != "ok":
         return None
+    if figure.key == "client_cpu_us":
+        used, echoed = cell["client"]["client"], cell["client"]["outcomes"]["echoed"]
+        return (used["user_us"] + used["system_us"]) / echoed if echoed else None
     if figure.key == "connect_all_s" and cell["client"].get("peak_connections") != _wanted(cell):
         return None  # seconds for fewer connections are not the figure
     return cell["client"].get(figure.key)
@@ -222,6 +231,7 @@ def _compare(row: Row, ratios: list[float], unseen: float | None) -> None:
     if not ratios:
         return
     row.ratio, row.ratio_min, row.ratio_max = stats.median(ratios), min(ratios), max(ratios)
+    row.ratio_interval = stats.interval(ratios)
     if unseen is not None:
         agreed = row.ratio_min > 1 or row.ratio_max < 1
         row.difference_seen = agreed and max(row.ratio, 1 / row.ratio) - 1 >= unseen

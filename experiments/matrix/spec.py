@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from matrix import peers
+
 FOLDER = Path(__file__).resolve().parents[1] / "matrices"
 SCHEMA = "c10k-matrix/1"
 
@@ -23,8 +25,9 @@ class Way:
 
     name: str
     server: tuple[str, ...]
-    kind: str  # the key in c10k-server --list --json: "strategies" or "methods"
+    kind: str  # the key in c10k-server --list --json: "strategies" or "methods"; "peers" is not ours
     needs: str  # the name under that key
+    client: str = ""  # the peer that makes the load instead of c10k-client
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Workload:
     client: tuple[str, ...]
     limit_s: float
     expected_s: float
+    figure: str = ""  # what the table ranks, where that is not the kind's own figure
 
 
 @dataclass(frozen=True)
@@ -107,15 +111,32 @@ def _from_toml(name: str, data: dict[str, Any]) -> Matrix:
         options = ("--strategy", "pool", "--ipc", method, "--workers", str(server["workers"]))
         ways.append(Way(method, options, "methods", method.split(":", 1)[0]))
     for way in server.get("way", []):
-        argv = tuple(way["argv"])
-        ways.append(Way(way["name"], argv, *_needs(argv)))
+        argv = tuple(way.get("argv", ()))
+        ways.append(Way(way["name"], argv, *_needs(argv, way.get("peer", "")), way.get("client", "")))
     workloads = tuple(Workload(**{**load, "client": tuple(load["client"])}) for load in data["workload"])
+    for way in ways:
+        if way.client:
+            _check_client(way, workloads)
     balance = bool(data.get("balance", False))
     return Matrix(name, data["summary"], data["baseline"], data["repetitions"], tuple(ways), workloads, balance)
 
 
-def _needs(argv: tuple[str, ...]) -> tuple[str, str]:
-    """What the server's list must name for these options."""
+def _check_client(way: Way, workloads: tuple[Workload, ...]) -> None:
+    if way.client not in peers.CLIENTS:
+        raise ValueError(f"unknown client {way.client!r}; allowed: {', '.join(peers.CLIENTS)}")
+    for load in workloads:
+        if load.kind not in peers.CLIENTS[way.client].kinds:
+            raise ValueError(f"{way.client} cannot do {load.kind}")
+
+
+def _needs(argv: tuple[str, ...], peer: str) -> tuple[str, str]:
+    """What the server's list must name for these options, or the peer that serves instead."""
+    if peer:
+        if peer not in peers.SERVERS:
+            raise ValueError(f"unknown peer {peer!r}; allowed: {', '.join(peers.SERVERS)}")
+        if argv:
+            raise ValueError(f"the peer {peer!r} takes no argv")
+        return "peers", peer
     if "--ipc" in argv:
         return "methods", argv[argv.index("--ipc") + 1].split(":", 1)[0]
     return "strategies", argv[argv.index("--strategy") + 1]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from statistics import median, stdev
 
-__all__ = ["median", "noise", "paired_ratios", "spread", "unseen_below"]
+__all__ = ["interval", "median", "noise", "paired_ratios", "spread", "unseen_below"]
 
 
 def spread(values: Sequence[float]) -> float | None:
@@ -20,6 +21,15 @@ def spread(values: Sequence[float]) -> float | None:
 def paired_ratios(values: Mapping[int, float], base: Mapping[int, float]) -> list[float]:
     """value / base for each repetition that has both: what disturbs a whole repetition cancels."""
     return [values[rep] / base[rep] for rep in sorted(values) if base.get(rep)]
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % bootstrap interval of the median; None when a single value tells of none."""
+    if len(values) < 2:
+        return None
+    chance = random.Random(len(values))  # the same data gives the same interval
+    medians = sorted(median(chance.choices(values, k=len(values))) for _ in range(2000))
+    return medians[50], medians[1949]
 
 
 def noise(ratios: Sequence[float]) -> float | None:

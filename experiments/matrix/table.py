@@ -48,6 +48,10 @@ def _ratio(row: Row, baseline: str) -> str:
     return f"{row.ratio:.2f}" + ("~" if row.difference_seen is False else " ") + "    "
 
 
+def _interval(row: Row) -> str:
+    return "-" if row.ratio_interval is None or row.ratio == row.ratio_min == row.ratio_max else "{:.2f} to {:.2f}".format(*row.ratio_interval)
+
+
 def _cpu(row: Row) -> str:
     if row.worker_cpu_us is None:
         return "-"
@@ -66,6 +70,9 @@ def _columns(section: Section, matrix: dict[str, Any]) -> list[Column]:
     p99 = Column(("p99", "ms"), lambda row: _milliseconds(row.latency_p99_us))
     cpu = Column(("CPU a+w", per), _cpu)
     faults = Column(("", "faults"), lambda row: f"{row.faults:,}")
+    if section.figure.key == "client_cpu_us":
+        bounds = Column(("", "95 %"), _interval)
+        return [rate, spread, ratio, bounds, cpu, faults]
     if not matrix.get("balance"):
         return [rate, spread, ratio, p50, p99, cpu, faults]
     connections = Column(("conn max", "to mean"), lambda row: _number(row.connections_largest_to_mean))
@@ -177,7 +184,9 @@ def _context(run: Run, all_sections: list[Section]) -> list[str]:
     if who:
         used = f"The client used {CLIENT_LIMIT:.0%} of a CPU or more, so it may be the limit, in"
         paragraphs.insert(3, f"{used} {who}.")
-    if any(section.figure.lower_is_better for section in all_sections):
+    if any(section.figure.key == "client_cpu_us" for section in all_sections):
+        paragraphs.insert(2, "95 % is the bootstrap interval of that ratio. The client's CPU is its own, user and system.")
+    if any(section.figure.key == "connect_all_s" for section in all_sections):
         what = "hold: its latency is of the echoes while all are connected"
         paragraphs.insert(2, f"{what}; a ratio below 1 is faster.")
     return paragraphs + [f"Note: {remark}." for remark in run.remarks]
