@@ -1,7 +1,6 @@
-#include "workers/echo_service.hpp"
+#include "workers/readiness_echo.hpp"
 
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include <cerrno>
 
@@ -15,15 +14,9 @@ constexpr int reads_per_wake_up = 4;
 
 }  // namespace
 
-bool ReadAheadGuess::worth_trying() {
-  // Now and then against the odds, or a change would go unnoticed.
-  if (score_ >= 512 || ++skipped_ % 64 == 0) return true;
-  return false;
-}
-
-class EchoService::Connection : public EventHandler, public DueMember {
+class ReadinessEcho::Connection : public EventHandler, public EchoConnection {
  public:
-  explicit Connection(EchoService& service) : service_(service) {}
+  explicit Connection(ReadinessEcho& service) : service_(service) {}
   void on_ready(Readiness ready) override {
     if (!pending.empty()) {
       service_.flush(*this);
@@ -32,45 +25,28 @@ class EchoService::Connection : public EventHandler, public DueMember {
     }
   }
 
-  OwnedFd fd;
-  std::uint64_t sequence = 0;
-  bool redelivered = false;
   bool watched = false;
   bool fresh = false;
-  std::vector<char>
-      pending;  // read, but not yet taken by the kernel; empty unless the client is slow
-  std::size_t pending_from = 0;
 
  private:
-  EchoService& service_;
+  ReadinessEcho& service_;
 };
 
-EchoService::EchoService(EventLoop& loop, const EchoOptions& options, ProcessCounters& counters)
-    : loop_(loop), options_(options), counters_(counters), scratch_(scratch_bytes) {
-  options_.service_time.seed(static_cast<std::uint32_t>(::getpid()));
+ReadinessEcho::ReadinessEcho(EventLoop& loop, const EchoOptions& options, ProcessCounters& counters)
+    : EchoService(loop, options, counters), loop_(loop), scratch_(scratch_bytes) {
   loop_.at_end_of_turn([this] { settle_fresh(); });
-  if (options.idle_timeout_ns == 0) return;
-  idle_ = std::make_unique<DueList<Connection>>(loop_, options.idle_timeout_ns,
-                                                [this](Connection& connection) {
-                                                  counters_.closed_idle.add();
-                                                  close(connection);
-                                                });
 }
 
-EchoService::~EchoService() {
-  on_closed_ = nullptr;
+ReadinessEcho::~ReadinessEcho() {
+  on_closed(nullptr);
   close_all();
 }
 
-void EchoService::serve(Received received, std::uint64_t sequence) {
+void ReadinessEcho::serve(Received received, std::uint64_t sequence) {
   if (free_.empty()) free_.push_back(&connections_.emplace_back(*this));
   Connection& connection = *free_.back();
   free_.pop_back();
-  connection.fd = std::move(received.fd);
-  connection.sequence = sequence;
-  connection.redelivered = received.tag.attempt != 0;
-  ++active_;
-  touch(connection);
+  count_opened(connection, std::move(received), sequence);
   // A client mostly sends at once, and a short-lived one has closed by the end of this turn. Then
   // reads right now save the registration; a read in vain costs a system call.
   if (first_read_.worth_trying()) {
@@ -86,13 +62,13 @@ void EchoService::serve(Received received, std::uint64_t sequence) {
   watch(connection, {.read = true});
 }
 
-bool EchoService::try_read(Connection& connection) {
+bool ReadinessEcho::try_read(Connection& connection) {
   const std::uint64_t before = counters_.bytes.get();
   pump(connection, false);
   return !connection.fd || counters_.bytes.get() != before;
 }
 
-void EchoService::settle_fresh() {
+void ReadinessEcho::settle_fresh() {
   for (Connection* connection : fresh_) {
     // One that has been closed meanwhile may be in the list again, as another connection.
     if (!std::exchange(connection->fresh, false)) continue;
@@ -102,7 +78,7 @@ void EchoService::settle_fresh() {
   fresh_.clear();
 }
 
-void EchoService::watch(Connection& connection, Interest interest) {
+void ReadinessEcho::watch(Connection& connection, Interest interest) {
   if (connection.watched) {
     loop_.change(connection.fd.get(), interest);
   } else {
@@ -111,7 +87,7 @@ void EchoService::watch(Connection& connection, Interest interest) {
   }
 }
 
-void EchoService::pump(Connection& connection, bool to_end) {
+void ReadinessEcho::pump(Connection& connection, bool to_end) {
   const int fd = connection.fd.get();
   for (int reads = 0; reads < reads_per_wake_up; ++reads) {
     const ssize_t got =
@@ -126,9 +102,7 @@ void EchoService::pump(Connection& connection, bool to_end) {
     const ssize_t sent =
         retry_eintr([&] { return ::send(fd, scratch_.data(), size, MSG_NOSIGNAL | MSG_DONTWAIT); });
     if (sent < 0 && errno != EAGAIN) return fail(connection, errno);
-    counters_.echoes.add();
-    counters_.bytes.add(size);
-    touch(connection);
+    count_echo(connection, size);
     const auto taken = static_cast<std::size_t>(std::max<ssize_t>(sent, 0));
     if (taken < size) {
       connection.pending.assign(scratch_.data() + taken, scratch_.data() + size);
@@ -141,7 +115,7 @@ void EchoService::pump(Connection& connection, bool to_end) {
   if (connection.watched) loop_.call_again(fd);
 }
 
-void EchoService::flush(Connection& connection) {
+void ReadinessEcho::flush(Connection& connection) {
   std::vector<char>& pending = connection.pending;
   const ssize_t sent = retry_eintr([&] {
     return ::send(connection.fd.get(), pending.data() + connection.pending_from,
@@ -160,14 +134,17 @@ void EchoService::flush(Connection& connection) {
   watch(connection, {.read = true});
 }
 
-void EchoService::fail(Connection& connection, int error) {
+void ReadinessEcho::fail(Connection& connection, int error) {
   counters_.errors.add(error);
   close(connection);
 }
 
-void EchoService::close(Connection& connection) {
-  // As long as the acceptor has its copy, close() here ends neither the connection nor its events.
-  const bool elsewhere = connection.sequence > counters_.released.get();
+void ReadinessEcho::close_idle(EchoConnection& connection) {
+  close(static_cast<Connection&>(connection));
+}
+
+void ReadinessEcho::close(Connection& connection) {
+  const bool elsewhere = is_elsewhere(connection);
   if (connection.watched) {
     loop_.forget(connection.fd.get(), elsewhere ? Removal::still_open : Removal::closing);
     connection.watched = false;
@@ -176,23 +153,14 @@ void EchoService::close(Connection& connection) {
   connection.fd.reset();
   connection.fresh = false;
   std::vector<char>().swap(connection.pending);
-
-  connection.unlink();
-  counters_.finished.add();
-  if (connection.redelivered) counters_.finished_redelivered.add();
-  --active_;
   free_.push_back(&connection);
-  if (on_closed_) on_closed_();
+  count_closed(connection);
 }
 
-void EchoService::close_all() {
+void ReadinessEcho::close_all() {
   for (Connection& connection : connections_) {
     if (connection.fd) close(connection);
   }
-}
-
-void EchoService::touch(Connection& connection) {
-  if (idle_) idle_->push(connection, loop_.now_ns());
 }
 
 }  // namespace c10k
