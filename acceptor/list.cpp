@@ -33,6 +33,12 @@ nlohmann::json probed_rows(std::span<const Entry> entries) {
   return rows;
 }
 
+nlohmann::json loop_rows() {
+  auto rows = probed_rows(loops());
+  for (std::size_t i = 0; i < rows.size(); ++i) rows[i]["readiness"] = loops()[i].poller != nullptr;
+  return rows;
+}
+
 nlohmann::json method_rows() {
   auto rows = nlohmann::json::array();
   for (const MethodEntry& entry : handoff_methods()) {
@@ -104,7 +110,7 @@ void print_rows(const char* title, const nlohmann::json& rows) {
 void print_list(bool json) {
   const nlohmann::json list = {{"schema", "c10k-list/1"},
                                {"strategies", probed_rows(strategies())},
-                               {"loops", probed_rows(loops())},
+                               {"loops", loop_rows()},
                                {"methods", method_rows()},
                                {"policies", policy_rows()}};
   if (json) {
