@@ -11,7 +11,7 @@
 #include "ipc/handoff.hpp"
 #include "strategies/due_list.hpp"
 #include "strategies/event_loop.hpp"
-#include "workers/echo_service.hpp"
+#include "workers/read_ahead_guess.hpp"
 
 namespace c10k {
 

@@ -13,6 +13,7 @@
 #include "ipc/shared_memory.hpp"
 #include "ipc/syscall.hpp"
 #include "ipc/usage.hpp"
+#include "workers/readiness_echo.hpp"
 
 namespace c10k {
 namespace {
@@ -72,7 +73,7 @@ Cap process_cap() {
 int run_child(Received connection, const WorkerOptions& options, ProcessCounters& shared) {
   EventLoop loop(poll_poller());
   const auto own = std::make_unique<ProcessCounters>();
-  EchoService service(loop, options.echo, *own);
+  ReadinessEcho service(loop, options.echo, *own);
   service.on_closed([&] { loop.stop(); });
   const auto end = [&] {
     own->closed_draining.add(service.active());

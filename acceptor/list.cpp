@@ -8,7 +8,6 @@
 #include "acceptor/dispatch_policy.hpp"
 #include "acceptor/server_run.hpp"
 #include "ipc/registry.hpp"
-#include "strategies/poller.hpp"
 
 namespace c10k {
 namespace {
@@ -20,6 +19,23 @@ nlohmann::json simple_rows(std::span<const Entry> entries) {
     rows.push_back(
         {{"name", entry.name}, {"summary", entry.summary}, {"available", true}, {"reason", ""}});
   }
+  return rows;
+}
+
+template <typename Entry>
+nlohmann::json probed_rows(std::span<const Entry> entries) {
+  auto rows = simple_rows(entries);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const Support support = entries[i].probe();
+    rows[i]["available"] = support.available;
+    rows[i]["reason"] = support.reason;
+  }
+  return rows;
+}
+
+nlohmann::json loop_rows() {
+  auto rows = probed_rows(loops());
+  for (std::size_t i = 0; i < rows.size(); ++i) rows[i]["readiness"] = loops()[i].poller != nullptr;
   return rows;
 }
 
@@ -93,8 +109,8 @@ void print_rows(const char* title, const nlohmann::json& rows) {
 
 void print_list(bool json) {
   const nlohmann::json list = {{"schema", "c10k-list/1"},
-                               {"strategies", simple_rows(strategies())},
-                               {"loops", simple_rows(pollers())},
+                               {"strategies", probed_rows(strategies())},
+                               {"loops", loop_rows()},
                                {"methods", method_rows()},
                                {"policies", policy_rows()}};
   if (json) {

@@ -13,13 +13,14 @@ int main(int argc, char** argv) {
       c10k::print_list(options->list_json);
       return 0;
     }
-    if (options->method.method) {
-      const c10k::Support support = options->method.method->probe();
-      if (!support.available) {
-        throw std::runtime_error(fmt::format("{} is unsupported, because {}",
-                                             options->method.entry->name, support.reason));
-      }
-    }
+    const auto require = [](std::string_view name, const c10k::Support& support) {
+      if (!support.available)
+        throw std::runtime_error(
+            fmt::format("{} is unsupported, because {}", name, support.reason));
+    };
+    if (options->method.method)
+      require(options->method.entry->name, options->method.method->probe());
+    if (options->loop != nullptr) require(options->loop->name, options->loop->probe());
     return options->strategy->run(*options);
   });
 }

@@ -29,7 +29,7 @@ ServerFrame::ServerFrame(const ServerOptions& options)
       queue_(accept_queue(listener_.get())),
       started_ns_(monotonic_ns()) {}
 
-void ServerFrame::announce(EventLoop& loop, std::function<ServerReport()> report) {
+void ServerFrame::announce(Loop& loop, std::function<ServerReport()> report) {
   report_ = std::move(report);
   fmt::print("listening {}\n", address_.text());
   std::fflush(stdout);
@@ -61,7 +61,7 @@ void ServerFrame::try_write_report() {
   }
 }
 
-void ServerFrame::print_interval(EventLoop& loop) {
+void ServerFrame::print_interval(Loop& loop) {
   ProcessTotals all;
   const ServerReport report = full_report();
   for (const ProcessTotals& process : report.processes) all.add(process);

@@ -31,8 +31,7 @@ po::options_description describe() {
                         "where to listen; port 0 picks one")("strategy", text("NAME", "epoll"),
                                                              choice_of(strategies()).c_str())(
       "loop", optional("NAME"),
-      fmt::format("pool: the loop in each worker: {} (default epoll)", choice_of(pollers()))
-          .c_str())(
+      fmt::format("pool: the loop in each worker: {} (default epoll)", choice_of(loops())).c_str())(
       "ipc", optional("METHOD[:k=v,...]"),
       fmt::format("pool: {} (default scm-seqpacket)", choice_of(handoff_methods())).c_str())(
       "workers", optional("N"), "pool: worker processes (default: one per core)")(
@@ -101,7 +100,7 @@ std::optional<ServerOptions> parse_server_options(int argc, char** argv) {
 
   std::size_t processes = 1;
   if (pool) {
-    options.loop = &find_poller(or_default("loop", "epoll"));
+    options.loop = &find_loop(or_default("loop", "epoll"));
     options.method = configure_handoff_method(or_default("ipc", "scm-seqpacket"));
     const MethodFacts& facts = *options.method.entry;
     if (line->has("dispatch") && facts.who_chooses() != nullptr)
@@ -120,7 +119,7 @@ std::optional<ServerOptions> parse_server_options(int argc, char** argv) {
     }
     options.listener.reuse_port = facts.listener_per_worker;
   } else if (options.strategy->name != "fork") {
-    options.loop = &find_poller(options.strategy->name);
+    options.loop = &find_loop(options.strategy->name);
   }
 
   // A descriptor for each connection, and some for the server's own use.

@@ -19,8 +19,8 @@ struct ServerOptions {
   SocketAddress listen;
   std::string listen_text;
   const StrategyEntry* strategy = nullptr;
-  const PollerEntry* loop = nullptr;  ///< Of the workers, or of the single process.
-  ConfiguredMethod method;            ///< pool only
+  const LoopEntry* loop = nullptr;  ///< Of the workers, or of the single process.
+  ConfiguredMethod method;          ///< pool only
   std::size_t workers = 1;
   const PolicyEntry* policy = nullptr;
   bool hand_off_at_first_byte = false;  ///< Else the moment it is accepted.

@@ -16,6 +16,8 @@ struct StrategyEntry {
   std::string_view name;
   std::string_view summary;
   int (*run)(ServerOptions& options);
+  /// By trying it.
+  Support (*probe)() = [] { return Support{}; };
 };
 
 /// In the order in which they are listed.
@@ -40,7 +42,7 @@ class ServerFrame {
 
   /// Prints `listening HOST:PORT`, the first line on stdout, and starts the interval lines, which
   /// ask `processes` for the numbers. Nothing is counted for the report before.
-  void announce(EventLoop& loop, std::function<ServerReport()> report);
+  void announce(Loop& loop, std::function<ServerReport()> report);
   /// Writes the report with what all strategies know filled in. Throws SystemError.
   void write_report();
   /// The same while the server runs: what fails is said on stderr.
@@ -48,7 +50,7 @@ class ServerFrame {
 
  private:
   [[nodiscard]] ServerReport full_report() const;
-  void print_interval(EventLoop& loop);
+  void print_interval(Loop& loop);
 
   const ServerOptions& options_;
   ReportFile file_;

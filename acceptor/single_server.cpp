@@ -13,7 +13,7 @@ int run_single_server(ServerOptions& options) {
   const SharedArray<ProcessCounters> counters(1);
   const SharedArray<Counter> active(1);
   auto source = std::make_unique<ListenerSource>(duplicate(frame.listener()), options.accept_drain,
-                                                 first_id_of_worker(0), false);
+                                                 first_id_of_worker(0), Sharing::none);
   Worker worker(*options.loop, std::move(source), true, options.worker, counters[0], active.all(),
                 0);
 

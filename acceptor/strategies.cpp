@@ -2,6 +2,7 @@
 
 #include "acceptor/server_run.hpp"
 #include "ipc/usage.hpp"
+#include "strategies/completion_loop.hpp"
 
 namespace c10k {
 
@@ -12,6 +13,8 @@ std::span<const StrategyEntry> strategies() {
                     run_single_server},
       StrategyEntry{"poll", "one process, poll(2)", run_single_server},
       StrategyEntry{"epoll", "one process, epoll(7), edge-triggered", run_single_server},
+      StrategyEntry{"uring", "one process, io_uring(7): completions", run_single_server,
+                    probe_completion_loop},
       StrategyEntry{"pool",
                     "an acceptor and worker processes; --ipc says how a connection gets there",
                     run_pool_server},

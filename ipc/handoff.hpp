@@ -94,6 +94,8 @@ class ConnectionSink {
 /// Slots that receive() needs: the most that one message brings (SCM_RIGHTS: 253), rounded up.
 inline constexpr std::size_t receive_room = 256;
 
+class AcceptQueueReader;
+
 /// The worker's end.
 class ConnectionSource {
  public:
@@ -109,6 +111,9 @@ class ConnectionSource {
   /// True while a connection that receive() has returned lives on this source: a worker that drains
   /// must go on calling receive(), even when its handler has closed the descriptor.
   [[nodiscard]] virtual bool in_use() const { return false; }
+  /// Not null when receive() is nothing but this reader's accept(), takes all that waits and no other
+  /// process accepts from the same listener: then a loop may also accept there by its own means.
+  [[nodiscard]] virtual AcceptQueueReader* sole_reader() { return nullptr; }
   /// How many connections this worker has open by now: for a kernel that dispatches by load.
   virtual void report_load(std::uint64_t /*connections*/) {}
 };

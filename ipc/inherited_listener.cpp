@@ -37,7 +37,7 @@ class LockedListenerSource : public ListenerSource {
  public:
   LockedListenerSource(OwnedFd listener, const LinkRequest& request,
                        std::shared_ptr<AcceptLock> lock)
-      : ListenerSource(std::move(listener), request, false), lock_(std::move(lock)) {}
+      : ListenerSource(std::move(listener), request, Sharing::all_wake), lock_(std::move(lock)) {}
 
   ReceiveResult receive(std::span<Received> batch) override {
     if (!lock_->try_lock()) return {.state = Channel::starved};
@@ -80,9 +80,10 @@ class InheritedListener : public HandoffMethod {
       throw UsageError(
           "inherited-listener: wait=exclusive needs --loop epoll; use wait=plain with this loop");
     }
-    const bool exclusive = wait_ != "plain" && request.exclusive_possible;
-    return open_listener_link(std::move(listener), [request, exclusive](OwnedFd workers) {
-      return std::make_unique<ListenerSource>(std::move(workers), request, exclusive);
+    const Sharing sharing =
+        wait_ != "plain" && request.exclusive_possible ? Sharing::one_wakes : Sharing::all_wake;
+    return open_listener_link(std::move(listener), [request, sharing](OwnedFd workers) {
+      return std::make_unique<ListenerSource>(std::move(workers), request, sharing);
     });
   }
 

@@ -120,9 +120,9 @@ ReceiveResult AcceptQueueReader::shed_one() {
   return result;
 }
 
-ListenerSource::ListenerSource(OwnedFd listener, const LinkRequest& request, bool exclusive)
+ListenerSource::ListenerSource(OwnedFd listener, const LinkRequest& request, Sharing sharing)
     : ListenerSource(std::move(listener), request.accept_drain, first_id_of_worker(request.worker),
-                     exclusive) {}
+                     sharing) {}
 
 namespace {
 

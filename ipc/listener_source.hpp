@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ipc/handoff.hpp"
+#include "ipc/syscall.hpp"
 
 namespace c10k {
 
@@ -26,6 +27,11 @@ class AcceptQueueReader {
   ReceiveResult accept(std::span<Received> batch);
 
   [[nodiscard]] int listener() const { return listener_; }
+  [[nodiscard]] bool drains() const { return drain_; }
+  /// For a connection that somebody else has accepted there.
+  [[nodiscard]] ConnectionTag next_tag() {
+    return {.id = next_id_++, .accepted_ns = monotonic_ns()};
+  }
 
  private:
   /// Accepts one connection with the reserve's number and closes it.
@@ -38,24 +44,34 @@ class AcceptQueueReader {
   OwnedFd reserve_;
 };
 
+/// Who accepts from a listener, and who wakes up for it.
+enum class Sharing : std::uint8_t {
+  none,       ///< One process alone.
+  all_wake,   ///< Several processes, which all wake up.
+  one_wakes,  ///< Several processes, of which one wakes up.
+};
+
 /// The same as a worker's source.
 class ListenerSource : public ConnectionSource {
  public:
-  ListenerSource(OwnedFd listener, bool drain, std::uint64_t first_id, bool exclusive)
+  ListenerSource(OwnedFd listener, bool drain, std::uint64_t first_id, Sharing sharing)
       : listener_(std::move(listener)),
         reader_(listener_.get(), drain, first_id),
-        exclusive_(exclusive) {}
+        sharing_(sharing) {}
   /// For a worker of a pool.
-  ListenerSource(OwnedFd listener, const LinkRequest& request, bool exclusive);
+  ListenerSource(OwnedFd listener, const LinkRequest& request, Sharing sharing);
 
   [[nodiscard]] int fd() const override { return listener_.get(); }
   ReceiveResult receive(std::span<Received> batch) override { return reader_.accept(batch); }
-  [[nodiscard]] bool exclusive_wake_up() const override { return exclusive_; }
+  [[nodiscard]] bool exclusive_wake_up() const override { return sharing_ == Sharing::one_wakes; }
+  [[nodiscard]] AcceptQueueReader* sole_reader() override {
+    return sharing_ == Sharing::none && reader_.drains() ? &reader_ : nullptr;
+  }
 
  private:
   OwnedFd listener_;
   AcceptQueueReader reader_;
-  bool exclusive_;
+  Sharing sharing_;
 };
 
 /// Called in the worker, with its listener.

@@ -42,7 +42,7 @@ class LoadReportingSource : public ListenerSource {
  public:
   LoadReportingSource(OwnedFd listener, const LinkRequest& request,
                       std::shared_ptr<WorkerLoads> loads)
-      : ListenerSource(std::move(listener), request, false),
+      : ListenerSource(std::move(listener), request, Sharing::none),
         loads_(std::move(loads)),
         load_((*loads_)[request.worker]),
         steered_(load_.steered.load(std::memory_order_acquire)) {
@@ -60,6 +60,8 @@ class LoadReportingSource : public ListenerSource {
                 : std::min(steered_, seen_ + result.received + result.shed);
     return result;
   }
+  /// Its receive() also counts.
+  [[nodiscard]] AcceptQueueReader* sole_reader() override { return nullptr; }
   void report_load(std::uint64_t connections) override {
     load_.own.store(connections - seen_, std::memory_order_release);
   }
@@ -99,7 +101,8 @@ class Reuseport : public HandoffMethod {
         std::move(listener),
         [request,
          loads = steering_->loads()](OwnedFd workers) -> std::unique_ptr<ConnectionSource> {
-          if (!loads) return std::make_unique<ListenerSource>(std::move(workers), request, false);
+          if (!loads)
+            return std::make_unique<ListenerSource>(std::move(workers), request, Sharing::none);
           return std::make_unique<LoadReportingSource>(std::move(workers), request, loads);
         });
   }

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
+#include <string_view>
 
 #include "ipc/owned_fd.hpp"
 #include "ipc/syscall.hpp"
@@ -17,34 +19,56 @@ inline int check_uring(int result, const char* call) {
   return result;
 }
 
+/// What would make an io_uring possible that failed with `error`; `kernel` names the one it needs.
+inline std::string uring_remedy(int error, std::string_view kernel) {
+  switch (error) {
+    case EPERM:
+    case EACCES:
+      return "set kernel.io_uring_disabled to 0, and allow io_uring in the seccomp profile";
+    case ENOMEM:
+      return "raise RLIMIT_MEMLOCK (rings count against it before 5.12)";
+    case EMFILE:
+    case ENFILE:
+      return "raise RLIMIT_NOFILE";
+    default:
+      return fmt::format("it needs Linux {} with CONFIG_IO_URING", kernel);
+  }
+}
+
 /// A ring with its mappings.
 class Uring {
  public:
-  Uring(unsigned entries, unsigned completions, unsigned files) {
-    io_uring_params params{};
+  /// `flags` (IORING_SETUP_...) come beside those that every ring here has.
+  Uring(unsigned entries, unsigned completions, std::uint32_t flags) {
     // One refused entry does not hold up those behind it.
-    params.flags = IORING_SETUP_CQSIZE | IORING_SETUP_SUBMIT_ALL;
-    params.cq_entries = completions;
-    check_uring(::io_uring_queue_init_params(entries, &ring_, &params), "io_uring_setup");
-    params_ = params;
-    try {
-      check_uring(::io_uring_register_files_sparse(&ring_, files),
-                  "io_uring_register a table of files");
-    } catch (...) {
-      ::io_uring_queue_exit(&ring_);
-      throw;
-    }
+    params_.flags = IORING_SETUP_CQSIZE | IORING_SETUP_SUBMIT_ALL | flags;
+    params_.cq_entries = completions;
+    check_uring(::io_uring_queue_init_params(entries, &ring_, &params_), "io_uring_setup");
+    // A ring holds the files of what is under way: where a table is shared, it must be known whose it is.
+    if (descriptor_ledger.self != 0) descriptor_ledger.mark(fd(), descriptor_ledger.self);
+  }
+  /// With a table of `files`, all empty.
+  Uring(unsigned entries, unsigned completions, std::uint32_t flags, unsigned files)
+      : Uring(entries, completions, flags) {
+    check_uring(::io_uring_register_files_sparse(&ring_, files),
+                "io_uring_register a table of files");
   }
   /// Maps a ring that another process has made.
   Uring(OwnedFd ring, io_uring_params params) : params_(params) {
     check_uring(::io_uring_queue_mmap(ring.get(), &params_, &ring_), "mmap of an io_uring");
     (void)ring.release();  // the exit closes it
   }
-  ~Uring() { ::io_uring_queue_exit(&ring_); }
+  ~Uring() {
+    const int number = fd();
+    ::io_uring_queue_exit(&ring_);
+    if (descriptor_ledger.self != 0) descriptor_ledger.unmark(number);
+  }
   Uring(const Uring&) = delete;
   Uring& operator=(const Uring&) = delete;
 
   [[nodiscard]] int fd() const { return ring_.ring_fd; }
+  /// For what this class has no word for.
+  [[nodiscard]] io_uring& raw() { return ring_; }
   [[nodiscard]] const io_uring_params& params() const { return params_; }
   /// A mapping holds the ring as a descriptor does: no child may inherit it.
   void keep_from_children() {

@@ -61,7 +61,7 @@ class UringSink : public ConnectionSink {
             int worker_pidfd)
       : workers_ring_(std::move(workers_ring)),
         capacity_(capacity),
-        sender_(most_at_once + 2, 2 * NumberRing::slots,
+        sender_(most_at_once + 2, 2 * NumberRing::slots, 0,
                 static_cast<unsigned>(std::min<std::size_t>(most_at_once, capacity))),
         ring_(std::move(ring)),
         bell_(std::move(bell)),
@@ -222,7 +222,7 @@ class UringLink : public Link {
     checked([&] { return ::getrlimit(RLIMIT_NOFILE, &limit); }, "getrlimit RLIMIT_NOFILE");
     capacity_ = std::min<std::size_t>(NumberRing::slots, limit.rlim_cur);
     // The acceptor needs the descriptor and not the mappings.
-    const Uring uring(2 * most_at_once, 4 * most_at_once, static_cast<unsigned>(capacity_));
+    const Uring uring(2 * most_at_once, 4 * most_at_once, 0, static_cast<unsigned>(capacity_));
     params_ = uring.params();
     workers_ring_ = duplicate(uring.fd());
   }
@@ -265,29 +265,14 @@ class UringMsg : public HandoffMethod {
       UringLink().try_it();
       return {};
     } catch (const SystemError& error) {
-      return {false, fmt::format("{}; {}", error.what(), remedy(error.code().value()))};
+      return {false,
+              fmt::format("{}; {}", error.what(), uring_remedy(error.code().value(), "6.8"))};
     } catch (const std::exception& error) {
       return {false, error.what()};
     }
   }
 
   std::unique_ptr<Link> open(const LinkRequest&) override { return std::make_unique<UringLink>(); }
-
- private:
-  static const char* remedy(int error) {
-    switch (error) {
-      case EPERM:
-      case EACCES:
-        return "set kernel.io_uring_disabled to 0, and allow io_uring in the seccomp profile";
-      case ENOMEM:
-        return "raise RLIMIT_MEMLOCK (rings count against it before 5.12)";
-      case EMFILE:
-      case ENFILE:
-        return "raise RLIMIT_NOFILE";
-      default:
-        return "it needs Linux 6.8 with CONFIG_IO_URING";
-    }
-  }
 };
 
 }  // namespace

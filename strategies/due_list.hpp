@@ -25,7 +25,7 @@ class DueMember : public boost::intrusive::list_base_hook<
 template <typename Member>
 class DueList {
  public:
-  DueList(EventLoop& loop, std::int64_t wait_ns, std::function<void(Member&)> due)
+  DueList(Loop& loop, std::int64_t wait_ns, std::function<void(Member&)> due)
       : loop_(loop), wait_ns_(wait_ns), due_(std::move(due)) {}
 
   /// `since_ns` must not decrease. Takes the member out of the list it is in.
@@ -56,7 +56,7 @@ class DueList {
     schedule();
   }
 
-  EventLoop& loop_;
+  Loop& loop_;
   std::int64_t wait_ns_;
   std::function<void(Member&)> due_;
   boost::intrusive::list<Member, boost::intrusive::constant_time_size<false>> members_;

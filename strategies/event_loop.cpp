@@ -10,8 +10,7 @@
 
 namespace c10k {
 
-EventLoop::EventLoop(const PollerEntry& poller)
-    : entry_(poller), poller_(poller.make()), now_ns_(monotonic_ns()) {}
+EventLoop::EventLoop(const PollerEntry& poller) : entry_(poller), poller_(poller.make()) {}
 
 void EventLoop::watch(int fd, Interest interest, EventHandler& handler) {
   const auto number = static_cast<std::size_t>(fd);
@@ -35,18 +34,18 @@ void EventLoop::call_again(int fd) {
     again_.push_back({fd, watches_[static_cast<std::size_t>(fd)].generation});
 }
 
-std::uint64_t EventLoop::after(std::int64_t delay_ns, std::function<void()> action) {
+std::uint64_t Loop::after(std::int64_t delay_ns, std::function<void()> action) {
   timers_.emplace(monotonic_ns() + delay_ns, std::make_pair(++last_timer_, std::move(action)));
   return last_timer_;
 }
 
-void EventLoop::cancel(std::uint64_t timer) {
+void Loop::cancel(std::uint64_t timer) {
   const auto found = std::find_if(timers_.begin(), timers_.end(),
                                   [&](const auto& entry) { return entry.second.first == timer; });
   if (found != timers_.end()) timers_.erase(found);
 }
 
-void EventLoop::run() {
+void Loop::run() {
   if (!stopping_) end_turn();
   while (!stopping_) turn();
   stopping_ = false;
@@ -82,11 +81,11 @@ void EventLoop::turn() {
   end_turn();
 }
 
-void EventLoop::end_turn() {
+void Loop::end_turn() {
   for (const auto& action : end_of_turn_) action();
 }
 
-void EventLoop::run_timers() {
+void Loop::run_timers() {
   while (!timers_.empty() && timers_.begin()->first <= now_ns_) {
     const auto action = std::move(timers_.begin()->second.second);
     timers_.erase(timers_.begin());
@@ -94,7 +93,7 @@ void EventLoop::run_timers() {
   }
 }
 
-SignalWatch::SignalWatch(EventLoop& loop, std::initializer_list<int> signals,
+SignalWatch::SignalWatch(Loop& loop, std::initializer_list<int> signals,
                          std::function<void(int)> action)
     : loop_(loop), action_(std::move(action)) {
   sigset_t set;

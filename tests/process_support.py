@@ -404,8 +404,12 @@ def strategy_shapes() -> list[Shape]:
     ]
 
 
-def method_shapes(loops: Iterable[str] = ("",)) -> list[Shape]:
-    """A pool for every method with every loop; "" is the default one."""
+# The loop of a pool's workers where a test does not choose it; "" is the default one.
+LOOP = os.environ.get("C10K_LOOP", "")
+
+
+def method_shapes(loops: Iterable[str] = (LOOP,)) -> list[Shape]:
+    """A pool for every method with every loop."""
     reasons = {row["name"]: row["reason"] for row in listing()["loops"]}
     return [
         Shape(
@@ -423,8 +427,14 @@ def method_shapes(loops: Iterable[str] = ("",)) -> list[Shape]:
     ]
 
 
+def completion_shapes() -> list[Shape]:
+    """A worker that serves by completions is another one: a pool that hands over, and one that accepts."""
+    loops = [row["name"] for row in listing()["loops"] if not row["readiness"] and row["name"] != LOOP]
+    return [shape for shape in method_shapes(loops) if shape.method in ("scm-seqpacket", "reuseport")]
+
+
 def all_shapes() -> list[Shape]:
-    return strategy_shapes() + method_shapes()
+    return strategy_shapes() + method_shapes() + completion_shapes()
 
 
 def loop_shapes() -> list[Shape]:

@@ -4,7 +4,8 @@ What --list names is tested: a new strategy, loop or method needs no line here. 
 
   cd tests; C10K_BIN_DIR=../build/release /usr/bin/python3 -m unittest -v test_lifecycle.Drain
 
-C10K_ONLY=REGEX picks shapes by their name, C10K_TIMES=1 prints how long each took."""
+C10K_ONLY=REGEX picks shapes by their name, C10K_LOOP=NAME the loop of all pools, C10K_TIMES=1 prints how long each
+took."""
 
 from __future__ import annotations
 
@@ -30,6 +31,7 @@ from process_support import (  # noqa: E402
     echo,
     ended,
     for_each,
+    completion_shapes,
     method_shapes,
     refuses,
     run_client,
@@ -142,7 +144,7 @@ class WorkerDeath(unittest.TestCase):
             lambda: pid if (pid := server.worker_pid(slot)) not in (0, old) else 0, f"worker {slot} is replaced"
         )
 
-    @for_each(method_shapes)
+    @for_each(lambda: method_shapes() + completion_shapes())
     def test_a_killed_worker_is_replaced_and_its_connections_are_counted(self, shape: Shape) -> None:
         with shape.start() as server, connections(server.address, 20) as socks:
             for sock in socks:
@@ -161,7 +163,7 @@ class WorkerDeath(unittest.TestCase):
         self.assertEqual(report["books"]["accepted"], 40)
         self.assertEqual(report["books"]["lost"], victim["active"])
 
-    @for_each(method_shapes)
+    @for_each(lambda: method_shapes() + completion_shapes())
     def test_all_workers_killed_under_load(self, shape: Shape) -> None:
         # Connections made in the gap wait for the successors: in the acceptor or in the accept queue.
         with shape.start() as server:
@@ -239,7 +241,7 @@ class WorkerDeath(unittest.TestCase):
 class StuckWorker(unittest.TestCase):
     """Fault 6, with connections that the worker has already."""
 
-    @for_each(method_shapes)
+    @for_each(lambda: method_shapes() + completion_shapes())
     def test_what_clients_send_meanwhile_is_bounded_and_arrives(self, shape: Shape) -> None:
         data = bytes(range(256)) * 2048
         with shape.start(workers=1) as server, connections(server.address, scaled(100, 20)) as socks:

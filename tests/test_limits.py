@@ -4,7 +4,8 @@ What --list names is tested: a new strategy, loop or method needs no line here. 
 
   cd tests; C10K_BIN_DIR=../build/release /usr/bin/python3 -m unittest -v test_limits.Limits
 
-C10K_ONLY=REGEX picks shapes by their name, C10K_TIMES=1 prints how long each took."""
+C10K_ONLY=REGEX picks shapes by their name, C10K_LOOP=NAME the loop of all pools, C10K_TIMES=1 prints how long each
+took."""
 
 from __future__ import annotations
 
@@ -320,6 +321,13 @@ class SystemCalls(unittest.TestCase):
         self.assertLessEqual(total, 6.1, calls)
         beside = total - max(0.0, calls.get("accept4", 0) - 1) - calls.get("getsockopt", 0)
         self.assertLessEqual(beside, 6.01, calls)
+
+    def test_single_uring_needs_hardly_one(self) -> None:
+        """Accepts, receives, sends and closes are entries of io_uring_enter, which takes many at once."""
+        calls = self.per_connection(1000, 4000, 64, "--strategy", "uring")["main"]
+        self.assertLessEqual(sum(calls.values()), 1, calls)
+        for call in ("accept4", "recvfrom", "sendto", "close"):
+            self.assertLessEqual(calls.get(call, 0), 0.05, calls)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ What --list names is tested: a new strategy, loop or method needs no line here. 
 
   cd tests; C10K_BIN_DIR=../build/release /usr/bin/python3 -m unittest -v test_serving.Hold
 
-C10K_ONLY=REGEX picks shapes by their name, C10K_TIMES=1 prints how long each took."""
+C10K_ONLY=REGEX picks shapes by their name, C10K_LOOP=NAME the loop of all pools, C10K_TIMES=1 prints how long each
+took."""
 
 from __future__ import annotations
 

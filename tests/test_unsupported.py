@@ -28,12 +28,13 @@ IPPROTO_TCP, TCP_REPAIR = socket.IPPROTO_TCP, 19
 
 @dataclass(frozen=True)
 class Refusal:
-    """A system call that fails, and the methods that cannot do without it."""
+    """A system call that fails, and the methods and the loops that cannot do without it."""
 
     call: str
     error: int
     methods: frozenset[str]
     level_and_option: tuple[int, int] | None = None  # of setsockopt
+    loops: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         return f"{self.call} {errno.errorcode[self.error]}"
@@ -53,8 +54,8 @@ PIDFD = frozenset({"pidfd-ring", "pidfd-mq"})
 REFUSALS = [
     Refusal("pidfd_getfd", errno.ENOSYS, PIDFD),
     Refusal("pidfd_getfd", errno.EPERM, PIDFD),
-    Refusal("io_uring_setup", errno.ENOSYS, frozenset({"uring-msg"})),
-    Refusal("io_uring_setup", errno.EPERM, frozenset({"uring-msg"})),
+    Refusal("io_uring_setup", errno.ENOSYS, frozenset({"uring-msg"}), loops=frozenset({"uring"})),
+    Refusal("io_uring_setup", errno.EPERM, frozenset({"uring-msg"}), loops=frozenset({"uring"})),
     Refusal("seccomp", errno.EINVAL, frozenset({"seccomp-addfd"})),
     Refusal("setsockopt", errno.EPERM, frozenset({"tcp-repair"}), (IPPROTO_TCP, TCP_REPAIR)),
     Refusal("setsockopt", errno.ENOPROTOOPT, frozenset({"reuseport"}), (socket.SOL_SOCKET, socket.SO_REUSEPORT)),
@@ -68,10 +69,10 @@ def become_nobody() -> None:
     os.setuid(65534)
 
 
-def list_under(before_exec: Callable[[], object]) -> dict[str, dict]:
+def list_under(before_exec: Callable[[], object], kind: str = "methods") -> dict[str, dict]:
     code, out, err = support.run_program(support.SERVER, "--list", "--json", before_exec=before_exec)
     assert code == 0, err
-    return {row["name"]: row for row in json.loads(out)["methods"]}
+    return {row["name"]: row for row in json.loads(out)[kind]}
 
 
 class Lacking(unittest.TestCase):
@@ -110,6 +111,26 @@ class Refused(Lacking):
         for refusal in REFUSALS:
             with self.subTest(refused=str(refusal)):
                 self.check(refusal.apply, list_under(refusal.apply))
+
+    def test_loops(self) -> None:
+        """And the strategies that are one process with that loop."""
+        for refusal in REFUSALS:
+            for kind in ("loops", "strategies"):
+                rows = list_under(refusal.apply, kind)
+                for here in listing()[kind]:
+                    row = rows[here["name"]]
+                    with self.subTest(refused=str(refusal), kind=kind, name=row["name"]):
+                        lacking = row["name"] in refusal.loops
+                        self.assertEqual(row["available"], here["available"] and not lacking, row["reason"])
+                        if not lacking or not here["available"]:
+                            continue
+                        self.assertIn(os.strerror(refusal.error), row["reason"])
+                        how = ("pool", "--loop", row["name"]) if kind == "loops" else (row["name"],)
+                        code, out, err = support.run_program(
+                            support.SERVER, "--listen", "127.0.0.1:0", "--strategy", *how, before_exec=refusal.apply
+                        )
+                        self.assertEqual((code, out, err.count("\n")), (1, "", 1), err)
+                        self.assertIn(f"{row['name']} is unsupported, because {row['reason']}", err)
 
     def test_the_tests_skip_with_the_reason(self) -> None:
         refusal = REFUSALS[0]

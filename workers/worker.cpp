@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "ipc/process.hpp"
 #include "ipc/syscall.hpp"
@@ -16,7 +17,7 @@ constexpr std::int64_t pause_ns = 10'000'000;
 
 }  // namespace
 
-Worker::Worker(const PollerEntry& poller, std::unique_ptr<ConnectionSource> source, bool accepts,
+Worker::Worker(const LoopEntry& loop, std::unique_ptr<ConnectionSource> source, bool accepts,
                const WorkerOptions& options, ProcessCounters& counters, ActiveCounts active,
                std::size_t slot)
     : options_(options),
@@ -24,30 +25,22 @@ Worker::Worker(const PollerEntry& poller, std::unique_ptr<ConnectionSource> sour
       active_(active),
       slot_(slot),
       accepts_(accepts),
-      loop_(poller),
+      serving_(loop.make(loop, options.echo, counters)),
       source_(std::move(source)),
-      service_(loop_, options.echo, counters) {
+      intake_(serving_->intake(*source_, !accepts || options.max_connections == 0,
+                               [this] { take_batch(); })) {
   active_[slot_].set(0);
-  service_.on_closed([this] { count_closed(); });
-  loop_.watch(source_->fd(), source_interest(true), *this);
+  service().on_closed([this] { count_closed(); });
 }
 
 Worker::~Worker() {
-  stop_taking();
-  service_.on_closed(nullptr);
-}
-
-Interest Worker::source_interest(bool read) const {
-  return {.read = read, .level = true, .exclusive = source_->exclusive_wake_up()};
+  if (source_) intake_->stop();
+  service().on_closed(nullptr);
 }
 
 void Worker::run() {
   ::getrusage(RUSAGE_SELF, &counters_.at_ready);
-  loop_.run();
-}
-
-void Worker::on_ready(Readiness) {
-  take_batch();
+  loop().run();
 }
 
 std::size_t Worker::room() const {
@@ -64,7 +57,7 @@ void Worker::take_batch() {
   // At --max-connections the rest stays in the kernel's queue, as HAProxy's maxconn does it.
   if (room_now == 0) return pause();
   counters_.receive_steps.add();
-  const ReceiveResult result = source_->receive({batch_.data(), room_now});
+  const ReceiveResult result = intake_->receive({batch_.data(), room_now});
   if (result.error != 0) counters_.errors.add(result.error);
 
   std::uint64_t sequence = 0;
@@ -92,7 +85,7 @@ void Worker::take_batch() {
     sequence = first;
   }
   for (std::size_t i = 0; i < result.received; ++i) {
-    service_.serve(std::move(batch_[i]), sequence == 0 ? 0 : sequence + i);
+    service().serve(std::move(batch_[i]), sequence == 0 ? 0 : sequence + i);
   }
   counters_.receive_steps.add();
   report_active();
@@ -103,21 +96,15 @@ void Worker::take_batch() {
 
 void Worker::pause() {
   if (!taking_) return;
-  loop_.change(source_->fd(), source_interest(false));
-  loop_.after(pause_ns, [this] {
-    if (taking_) loop_.change(source_->fd(), source_interest(true));
+  intake_->pause();
+  loop().after(pause_ns, [this] {
+    if (taking_) intake_->resume();
   });
 }
 
-void Worker::stop_taking() {
-  if (!taking_) return;
-  taking_ = false;
-  loop_.forget(source_->fd(), Removal::still_open);
-}
-
 void Worker::report_active() {
-  active_[slot_].set(service_.active());
-  if (source_) source_->report_load(service_.active());
+  active_[slot_].set(service().active());
+  if (source_) source_->report_load(service().active());
 }
 
 void Worker::count_closed() {
@@ -138,22 +125,23 @@ void Worker::drain() {
     } while (counters_.accepted.get() != before && before < last);
   }
   draining_ = true;
-  loop_.after(options_.drain_timeout_ns, [this] { end_drain(); });
+  loop().after(options_.drain_timeout_ns, [this] { end_drain(); });
   end_if_drained();
 }
 
 void Worker::end_if_drained() {
   if (!draining_ || (source_ && source_->in_use())) return;
-  stop_taking();
+  if (std::exchange(taking_, false)) intake_->stop();
+  if (!intake_->ended()) return;  // it has taken some that we have not seen: they come first
   source_.reset();
-  if (service_.active() == 0) loop_.stop();
+  if (service().active() == 0) loop().stop();
 }
 
 void Worker::end_drain() {
   drain();
-  counters_.closed_draining.add(service_.active());
-  service_.close_all();
-  loop_.stop();
+  counters_.closed_draining.add(service().active());
+  service().close_all();
+  loop().stop();
 }
 
 namespace {
@@ -181,10 +169,10 @@ class AcceptorWatch : public EventHandler {
 
 }  // namespace
 
-int run_worker_process(const PollerEntry& poller, std::unique_ptr<ConnectionSource> source,
+int run_worker_process(const LoopEntry& loop, std::unique_ptr<ConnectionSource> source,
                        bool accepts, const WorkerOptions& options, ProcessCounters& counters,
                        ActiveCounts active, std::size_t slot, OwnedFd control, pid_t acceptor) {
-  Worker worker(poller, std::move(source), accepts, options, counters, active, slot);
+  Worker worker(loop, std::move(source), accepts, options, counters, active, slot);
   // SIGINT stays blocked, as inherited: a terminal sends it to the whole group, and the acceptor
   // says when to drain.
   const SignalWatch signals(worker.loop(), {SIGTERM, SIGQUIT}, [&](int number) {

@@ -10,6 +10,7 @@
 #include "strategies/event_loop.hpp"
 #include "workers/counters.hpp"
 #include "workers/echo_service.hpp"
+#include "workers/loops.hpp"
 
 namespace c10k {
 
@@ -23,16 +24,18 @@ struct WorkerOptions {
 /// How many connections each worker of a pool has open: one writer a slot.
 using ActiveCounts = std::span<Counter>;
 
-class Worker : public EventHandler {
+class Worker {
  public:
   /// `accepts` says that the source is a listener: what it brings counts as accepted here.
   /// `counters` and `active` (whose entry `slot` is this worker's) outlive the worker.
-  Worker(const PollerEntry& poller, std::unique_ptr<ConnectionSource> source, bool accepts,
+  Worker(const LoopEntry& loop, std::unique_ptr<ConnectionSource> source, bool accepts,
          const WorkerOptions& options, ProcessCounters& counters, ActiveCounts active,
          std::size_t slot);
-  ~Worker() override;
+  ~Worker();
+  Worker(const Worker&) = delete;
+  Worker& operator=(const Worker&) = delete;
 
-  [[nodiscard]] EventLoop& loop() { return loop_; }
+  [[nodiscard]] Loop& loop() { return serving_->loop(); }
   [[nodiscard]] const ConnectionSource& source() const { return *source_; }
 
   /// Serves until drained.
@@ -44,14 +47,11 @@ class Worker : public EventHandler {
   void end_drain();
   [[nodiscard]] bool draining() const { return draining_; }
 
-  void on_ready(Readiness ready) override;
-
  private:
   void take_batch();
   void pause();
   [[nodiscard]] std::size_t room() const;
-  [[nodiscard]] Interest source_interest(bool read) const;
-  void stop_taking();
+  [[nodiscard]] EchoService& service() { return serving_->service(); }
   void count_closed();
   void end_if_drained();
   void report_active();
@@ -61,9 +61,9 @@ class Worker : public EventHandler {
   ActiveCounts active_;
   std::size_t slot_;
   bool accepts_;
-  EventLoop loop_;
+  std::unique_ptr<Serving> serving_;
   std::unique_ptr<ConnectionSource> source_;
-  EchoService service_;
+  std::unique_ptr<Intake> intake_;
   std::array<Received, receive_room> batch_;
   bool taking_ = true;
   bool draining_ = false;
@@ -72,7 +72,7 @@ class Worker : public EventHandler {
 /// The body of a worker process of a pool: tells `control` that it is ready (one byte), serves, and
 /// drains on SIGTERM or when the process `acceptor` has ended, and ends at once on SIGQUIT (a second
 /// SIGTERM could merge with the first). Returns the exit code.
-int run_worker_process(const PollerEntry& poller, std::unique_ptr<ConnectionSource> source,
+int run_worker_process(const LoopEntry& loop, std::unique_ptr<ConnectionSource> source,
                        bool accepts, const WorkerOptions& options, ProcessCounters& counters,
                        ActiveCounts active, std::size_t slot, OwnedFd control, pid_t acceptor);
 
