@@ -45,8 +45,8 @@ bool Dialer::prepare(int fd, std::size_t turn) const {
   }
   if (no_delay_ && !set_option(fd, IPPROTO_TCP, TCP_NODELAY, on)) return false;
   // SO_SNDTIMEO bounds connect, too (socket(7)).
-  return mode_ == Mode::non_blocking || (set_option(fd, SOL_SOCKET, SO_SNDTIMEO, timeout_) &&
-                                         set_option(fd, SOL_SOCKET, SO_RCVTIMEO, timeout_));
+  return mode_ != Mode::blocking || (set_option(fd, SOL_SOCKET, SO_SNDTIMEO, timeout_) &&
+                                     set_option(fd, SOL_SOCKET, SO_RCVTIMEO, timeout_));
 }
 
 Dialer::Dialed Dialer::dial(std::size_t turn) const {
@@ -55,7 +55,8 @@ Dialer::Dialed Dialer::dial(std::size_t turn) const {
   // connect is not repeated after EINTR (it would say EALREADY); signals are blocked in every
   // thread.
   if (!dialed.fd || !prepare(dialed.fd.get(), turn) ||
-      ::connect(dialed.fd.get(), target_.data(), target_.size()) != 0) {
+      (mode_ != Mode::unconnected &&
+       ::connect(dialed.fd.get(), target_.data(), target_.size()) != 0)) {
     dialed.error = errno;
   }
   return dialed;

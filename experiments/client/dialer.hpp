@@ -16,7 +16,8 @@ class Dialer {
  public:
   enum class Mode {
     non_blocking,
-    blocking,  ///< The timeout of the options bounds connect and each recv.
+    blocking,     ///< The timeout of the options bounds connect and each recv.
+    unconnected,  ///< A blocking socket with its address bound, for a connect by other means.
   };
   Dialer(const Options& options, Mode mode);
 
@@ -27,6 +28,7 @@ class Dialer {
   };
   /// Opens a socket and connects it. `turn` chooses the client's address: count it up.
   [[nodiscard]] Dialed dial(std::size_t turn) const;
+  [[nodiscard]] const SocketAddress& target() const { return target_; }
 
  private:
   [[nodiscard]] bool prepare(int fd, std::size_t turn) const;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 
+#include "strategies/completion_loop.hpp"
+
 namespace c10k {
 
 std::span<const Engine> engines() {
@@ -11,7 +13,8 @@ std::span<const Engine> engines() {
       Engine{"threads", "a thread with blocking calls per connection", run_thread_engine},
       Engine{"select", "one thread, select(2)", run_loop_engine},
       Engine{"poll", "one thread, poll(2)", run_loop_engine},
-      Engine{"epoll", "one thread, epoll(7)", run_loop_engine}};
+      Engine{"epoll", "one thread, epoll(7)", run_loop_engine},
+      Engine{"uring", "one thread, io_uring(7)", run_uring_engine, probe_completion_loop}};
   return registry;
 }
 

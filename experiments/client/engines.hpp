@@ -4,6 +4,8 @@
 #include <span>
 #include <string_view>
 
+#include "ipc/handoff.hpp"
+
 namespace c10k {
 
 class Run;
@@ -13,6 +15,8 @@ struct Engine {
   std::string_view summary;
   /// What a client process does: carries out all phases of the run.
   void (*run)(Run& run);
+  /// Whether it works here; found by trying.
+  Support (*probe)() = [] { return Support{}; };
 };
 
 /// Every engine there is, in the order in which they are listed.
@@ -25,5 +29,6 @@ struct Engine {
 void run_process_engine(Run& run);
 void run_loop_engine(Run& run);
 void run_thread_engine(Run& run);
+void run_uring_engine(Run& run);
 
 }  // namespace c10k

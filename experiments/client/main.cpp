@@ -51,8 +51,14 @@ int run_client(int argc, char** argv) {
   const OwnedFd json = open_result("--json", options->json);
   const OwnedFd hdr = open_result("--hdr", options->hdr);
 
+  const Engine& engine = find_engine(options->engine);
+  const Support support = engine.probe();
+  if (!support.available) {
+    throw std::runtime_error(
+        fmt::format("--engine {}: unsupported, because {}", engine.name, support.reason));
+  }
   const SharedRun run(*options, find_workload(options->workload).phases(*options));
-  conduct(run, find_engine(options->engine));
+  conduct(run, engine);
   const Report report(run);
 
   if (json) write_all(json.get(), report.to_json().dump() + '\n', options->json);

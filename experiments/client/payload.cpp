@@ -1,7 +1,6 @@
 #include "experiments/client/payload.hpp"
 
 #include <sys/socket.h>
-#include <sys/uio.h>
 
 #include <algorithm>
 #include <charconv>
@@ -49,15 +48,28 @@ void Exchange::begin(Payload& payload, std::int64_t now_ns, bool until_eof) {
   until_eof_ = until_eof;
 }
 
+std::array<iovec, 2> Exchange::unsent() const {
+  const std::size_t stamp_sent = std::min(sent_, stamp_size);
+  const std::size_t padding_sent = sent_ - stamp_sent;
+  return {iovec{const_cast<char*>(stamp_.data()) + stamp_sent, stamp_size - stamp_sent},
+          iovec{const_cast<char*>(padding_.data()) + padding_sent, padding_.size() - padding_sent}};
+}
+
+Exchange::Step Exchange::sent(ssize_t result) {
+  if (result == -EAGAIN) return {State::blocked};
+  if (result < 0) {
+    const int error = static_cast<int>(-result);
+    return {State::ended, outcome_of_errno(error), error};
+  }
+  sent_ += static_cast<std::size_t>(result);
+  return {all_sent() ? State::more : State::blocked};
+}
+
 Exchange::Step Exchange::send(int fd) {
   // MSG_DONTWAIT also on a blocking socket: who waits here for room, with the server waiting for us
   // to take its echo, waits for ever.
   constexpr int flags = MSG_NOSIGNAL | MSG_DONTWAIT;
-  const std::size_t stamp_sent = std::min(sent_, stamp_size);
-  const std::size_t padding_sent = sent_ - stamp_sent;
-  std::array<iovec, 2> parts{
-      iovec{stamp_.data() + stamp_sent, stamp_size - stamp_sent},
-      iovec{const_cast<char*>(padding_.data()) + padding_sent, padding_.size() - padding_sent}};
+  std::array<iovec, 2> parts = unsent();
   msghdr message{};
   message.msg_iov = parts.data();
   message.msg_iovlen = parts.size();
@@ -65,12 +77,7 @@ Exchange::Step Exchange::send(int fd) {
     return padding_.empty() ? ::send(fd, parts[0].iov_base, parts[0].iov_len, flags)
                             : ::sendmsg(fd, &message, flags);
   });
-  if (size < 0) {
-    if (errno == EAGAIN) return {State::blocked};
-    return {State::ended, outcome_of_errno(errno), errno};
-  }
-  sent_ += static_cast<std::size_t>(size);
-  return {all_sent() ? State::more : State::blocked};
+  return sent(size < 0 ? -errno : size);
 }
 
 bool Exchange::matches(std::string_view bytes) const {
@@ -82,22 +89,30 @@ bool Exchange::matches(std::string_view bytes) const {
          bytes.substr(of_stamp) == padding_.substr(received_ - stamp_done, bytes.size() - of_stamp);
 }
 
-Exchange::Step Exchange::receive(int fd, int flags, std::span<char> scratch) {
-  const ssize_t size =
-      retry_eintr([&] { return ::recv(fd, scratch.data(), scratch.size(), flags); });
-  if (size < 0) {
-    if (errno == EAGAIN) return {State::blocked};
-    return {State::ended, outcome_of_errno(errno), errno};
+Exchange::Step Exchange::received(ssize_t result, std::string_view bytes) {
+  if (result == -EAGAIN) return {State::blocked};
+  if (result < 0) {
+    const int error = static_cast<int>(-result);
+    return {State::ended, outcome_of_errno(error), error};
   }
-  if (size == 0) return {State::ended, echoed_ns_ != 0 ? Outcome::echoed : Outcome::eof};
-  const auto length = static_cast<std::size_t>(size);
-  if (!matches({scratch.data(), length})) return {State::ended, Outcome::mismatched};
-  received_ += length;
+  if (result == 0) return {State::ended, echoed_ns_ != 0 ? Outcome::echoed : Outcome::eof};
+  if (!matches(bytes)) return {State::ended, Outcome::mismatched};
+  received_ += bytes.size();
   if (received_ == payload_->size()) {
     echoed_ns_ = monotonic_ns();
     if (!until_eof_) return {State::ended, Outcome::echoed};
   }
-  return {length == scratch.size() ? State::more : State::drained};
+  return {State::more};
+}
+
+Exchange::Step Exchange::receive(int fd, int flags, std::span<char> scratch) {
+  const ssize_t size =
+      retry_eintr([&] { return ::recv(fd, scratch.data(), scratch.size(), flags); });
+  if (size < 0) return received(-errno, {});
+  const auto length = static_cast<std::size_t>(size);
+  const Step step = received(size, {scratch.data(), length});
+  if (step.state == State::more && length < scratch.size()) return {State::drained};
+  return step;
 }
 
 }  // namespace c10k

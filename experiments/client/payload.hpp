@@ -1,6 +1,8 @@
 // What a request is made of, and one exchange of a request for its echo.
 #pragma once
 
+#include <sys/uio.h>
+
 #include <array>
 #include <atomic>
 #include <cstddef>
@@ -69,6 +71,15 @@ class Exchange {
   /// One recv(2) into `scratch`, compared with what was sent. `blocked` also when the time of
   /// SO_RCVTIMEO is over. Takes MSG_DONTWAIT in `flags`.
   Step receive(int fd, int flags, std::span<char> scratch);
+
+  // For who makes the system calls otherwise:
+
+  /// What is unsent: the rest of the stamp, and the rest of the padding. Valid until the next begin().
+  [[nodiscard]] std::array<iovec, 2> unsent() const;
+  /// A send of what is unsent has returned `result`: a size, or a negative errno.
+  Step sent(ssize_t result);
+  /// A receive has returned `result`: a size, 0 for the end of the stream, or a negative errno.
+  Step received(ssize_t result, std::string_view bytes);
 
   [[nodiscard]] bool all_sent() const { return sent_ == payload_->size(); }
   [[nodiscard]] bool untouched() const { return sent_ == 0; }
