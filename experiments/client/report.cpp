@@ -32,7 +32,7 @@ std::string latency_line(std::string_view label, const LatencyHistogram& latency
 }
 
 /// Above these shares the client is a limit: what is left to the core is within what a run spreads.
-constexpr double full_core = 0.9;
+constexpr double full_core = 0.95;
 constexpr double late_share = 0.01;
 
 /// What would help against a shortage of this host; empty for other errors.

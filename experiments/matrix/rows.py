@@ -11,6 +11,9 @@ from matrix.spec import Matrix, Workload
 from matrix.store import Run
 
 
+CLIENT_LIMIT = 0.95  # of one CPU: from here on the client may be what limits
+
+
 @dataclass(frozen=True)
 class Figure:
     """The figure that ranks a kind of workload, and the unit of work that CPU is counted by."""
@@ -55,6 +58,7 @@ class Row:
     connections_largest_to_mean: float | None = None  # over the workers
     cpu_largest_to_mean: float | None = None
     client_cpu_share: float | None = None
+    client_limited: bool = False  # in a cell or more it says so itself
     host_cpu: float | None = None
     attempts: int = 0
     failed_attempts: dict[str, int] = field(default_factory=dict)
@@ -190,7 +194,14 @@ def _describe(row: Row, cells: list[dict[str, Any]]) -> None:
     row.acceptor_cpu_us = middle([cpu(cell, "acceptor") for cell in cells])
     row.worker_cpu_us = middle([cpu(cell, "worker") for cell in cells])
     row.client_cpu_share = middle([cell["client"].get("client", {}).get("cpu_share") for cell in cells])
+    row.client_limited = any(_client_limited(cell["client"].get("client", {})) for cell in cells)
     row.host_cpu = middle([cell["host_cpu"] for cell in cells])
+
+
+def _client_limited(client: dict[str, Any]) -> bool:
+    """A result that does not say it is of a client with one process."""
+    limited = client.get("limited")
+    return bool(limited) if limited is not None else (client.get("cpu_share") or 0) >= CLIENT_LIMIT
 
 
 def _count_faults(row: Row, cells: Any) -> None:

@@ -14,11 +14,10 @@ from rich.console import Console
 from rich.text import Text
 
 from matrix import facts
-from matrix.rows import Row, Section, faults_text, sections
+from matrix.rows import CLIENT_LIMIT, Row, Section, faults_text, sections
 from matrix.store import Run
 
 WIDTH = 80
-CLIENT_LIMIT = 0.95  # of one CPU: from here on the client may be what limits
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ def _context(run: Run, all_sections: list[Section]) -> list[str]:
     limited: dict[str, list[str]] = {}
     for section in all_sections:
         for row in section.rows:
-            if (row.client_cpu_share or 0) >= CLIENT_LIMIT:
+            if row.client_limited:
                 limited.setdefault(section.workload.name, []).append(row.way)
     rows = {section.workload.name: len(section.rows) for section in all_sections}
     every = {load: "every way" if len(ways) == rows[load] else ", ".join(ways) for load, ways in limited.items()}
@@ -182,8 +181,8 @@ def _context(run: Run, all_sections: list[Section]) -> list[str]:
         "Flags: " + ("; ".join(found) if found else "none") + ".",
     ]
     if who:
-        used = f"The client used {CLIENT_LIMIT:.0%} of a CPU or more, so it may be the limit, in"
-        paragraphs.insert(3, f"{used} {who}.")
+        why = f"a process used {CLIENT_LIMIT:.0%} of a CPU or more, or started late"
+        paragraphs.insert(3, f"The client may be the limit ({why}) in {who}.")
     if any(section.figure.key == "client_cpu_us" for section in all_sections):
         paragraphs.insert(2, "95 % is the bootstrap interval of that ratio. The client's CPU is its own, user and system.")
     if any(section.figure.key == "connect_all_s" for section in all_sections):
