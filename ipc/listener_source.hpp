@@ -24,13 +24,14 @@ class AcceptQueueReader {
   /// counting. Throws SystemError for EBADF, EINVAL and the like: the listener itself is of no use
   /// any more.
   ReceiveResult accept(std::span<Received> batch);
+  /// The same, but without a descriptor to accept with it sheds nothing: the state is at_limit.
+  ReceiveResult accept_within_limit(std::span<Received> batch);
+  /// Accepts one connection with the reserve's number and closes it. `error` is what accept said.
+  ReceiveResult shed_one(int error);
 
   [[nodiscard]] int listener() const { return listener_; }
 
  private:
-  /// Accepts one connection with the reserve's number and closes it.
-  ReceiveResult shed_one();
-
   int listener_;
   bool drain_;
   std::uint64_t next_id_;
@@ -51,6 +52,9 @@ class ListenerSource : public ConnectionSource {
   [[nodiscard]] int fd() const override { return listener_.get(); }
   ReceiveResult receive(std::span<Received> batch) override { return reader_.accept(batch); }
   [[nodiscard]] bool exclusive_wake_up() const override { return exclusive_; }
+
+ protected:
+  [[nodiscard]] AcceptQueueReader& reader() { return reader_; }
 
  private:
   OwnedFd listener_;

@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "ipc/process.hpp"
 #include "ipc/syscall.hpp"
@@ -30,6 +31,8 @@ Worker::Worker(const PollerEntry& poller, std::unique_ptr<ConnectionSource> sour
   active_[slot_].set(0);
   service_.on_closed([this] { count_closed(); });
   loop_.watch(source_->fd(), source_interest(true), *this);
+  if (source_->attention_fd() >= 0)
+    loop_.watch(source_->attention_fd(), source_interest(true), attention_);
 }
 
 Worker::~Worker() {
@@ -97,22 +100,34 @@ void Worker::take_batch() {
   counters_.receive_steps.add();
   report_active();
   if (result.refused != 0 || result.state == Channel::starved) pause();
+  if (result.state == Channel::at_limit && taking_) {
+    at_limit_ = true;
+    watch_source(false);
+  }
   if (result.state == Channel::closed) drain();
   end_if_drained();
 }
 
 void Worker::pause() {
   if (!taking_) return;
-  loop_.change(source_->fd(), source_interest(false));
+  watch_source(false);
   loop_.after(pause_ns, [this] {
-    if (taking_) loop_.change(source_->fd(), source_interest(true));
+    if (taking_ && !at_limit_) watch_source(true);
   });
+}
+
+void Worker::watch_source(bool read) {
+  for (const int fd : {source_->fd(), source_->attention_fd()}) {
+    if (fd >= 0) loop_.change(fd, source_interest(read));
+  }
 }
 
 void Worker::stop_taking() {
   if (!taking_) return;
   taking_ = false;
-  loop_.forget(source_->fd(), Removal::still_open);
+  for (const int fd : {source_->fd(), source_->attention_fd()}) {
+    if (fd >= 0) loop_.forget(fd, Removal::still_open);
+  }
 }
 
 void Worker::report_active() {
@@ -122,6 +137,7 @@ void Worker::report_active() {
 
 void Worker::count_closed() {
   report_active();
+  if (std::exchange(at_limit_, false) && taking_) watch_source(true);
   end_if_drained();
 }
 

@@ -47,8 +47,22 @@ class Worker : public EventHandler {
   void on_ready(Readiness ready) override;
 
  private:
+  /// The source's second descriptor, where it has one.
+  class Attention : public EventHandler {
+   public:
+    explicit Attention(Worker& worker) : worker_(worker) {}
+    void on_ready(Readiness) override {
+      worker_.source_->attend();
+      worker_.take_batch();
+    }
+
+   private:
+    Worker& worker_;
+  };
+
   void take_batch();
   void pause();
+  void watch_source(bool read);
   [[nodiscard]] std::size_t room() const;
   [[nodiscard]] Interest source_interest(bool read) const;
   void stop_taking();
@@ -65,7 +79,9 @@ class Worker : public EventHandler {
   std::unique_ptr<ConnectionSource> source_;
   EchoService service_;
   std::array<Received, receive_room> batch_;
+  Attention attention_{*this};
   bool taking_ = true;
+  bool at_limit_ = false;  // leaves the source alone until a connection ends
   bool draining_ = false;
 };
 
