@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from matrix.rows import FIGURES
+from matrix.rows import client_value, figure_of
 from matrix.spec import Cell
 
 
@@ -20,8 +20,8 @@ def outcome(cell: Cell, record: dict[str, Any]) -> str:
     """The result of one cell in a few words."""
     if record["status"] != "ok":
         return f"{record['status']}: {record['reason']}"
-    figure = FIGURES[cell.workload.kind]
-    value = record["client"].get(figure.key)
+    figure = figure_of(cell.workload)
+    value = client_value(record["client"], figure)
     shown = "none" if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
     failed = sum(n for key, n in record["client"].get("outcomes", {}).items() if key != "echoed")
     return f"{figure.key} {shown}" + (f", {failed:,} attempts failed" if failed else "")
@@ -65,7 +65,7 @@ class Progress:
 
     def done(self, cell: Cell, record: dict[str, Any]) -> None:
         self._left.remove(cell)
-        if record["status"] != "unsupported":
+        if record["status"] not in ("unsupported", "not run"):
             self._took.setdefault(cell.workload.name, {})[cell.way.name] = record["elapsed_s"]
         result = outcome(cell, record)
         self._last = f"{cell.workload.name} {cell.way.name}: {result}"
