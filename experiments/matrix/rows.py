@@ -26,7 +26,7 @@ FIGURES = {
     "crr": Figure("connections_per_s", ("conn", "/s"), "connection"),
     "rr": Figure("requests_per_s", ("requests", "/s"), "request"),
     "hold": Figure("connect_all_s", ("connect", "all, s"), "connection", lower_is_better=True),
-    "echo": Figure("active_p50_us", ("echo p50", "us"), "connection", lower_is_better=True),
+    "echo": Figure("active_p50_us", ("echo p50", "us"), "request", lower_is_better=True),
 }
 
 OF_ALL_HELD = ("connect_all_s", "active_p50_us")
