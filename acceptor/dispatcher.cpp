@@ -28,6 +28,10 @@ class Dispatcher::Channel : public EventHandler {
         dispatcher_.shared_channel_ ? dispatcher_.kept_.size() : in_flight_ + batch_.size();
     return !blocked_ && on_their_way < max_outstanding;
   }
+  /// It has refused something for want of a descriptor, and none of its connections has ended since.
+  [[nodiscard]] bool full() const {
+    return full_ && worker_.counters().finished.get() == finished_when_full_;
+  }
   /// Handed to the worker and not ended, as far as its counters say by now.
   [[nodiscard]] std::uint64_t open() const {
     const std::uint64_t begun = in_flight_ + batch_.size() + seen_;
@@ -73,7 +77,11 @@ class Dispatcher::Channel : public EventHandler {
         continue;
       Received copy = dispatcher_.kept_.take(number);
       if (!dispatcher_.shared_channel_) --in_flight_;
-      if ((record & refused_flag) != 0) refused.push_back(std::move(copy));
+      if ((record & refused_flag) != 0) {
+        refused.push_back(std::move(copy));
+        full_ = true;
+        finished_when_full_ = counters.finished.get();
+      }
       ++left;
     }
     counters.released.set(seen_);
@@ -137,6 +145,8 @@ class Dispatcher::Channel : public EventHandler {
   std::size_t in_flight_ = 0;  // of a channel of its own
   std::uint64_t seen_ = 0;
   std::uint64_t step_ = 0;
+  std::uint64_t finished_when_full_ = 0;
+  bool full_ = false;
   bool blocked_ = false;
   bool starved_ = false;
   bool watching_ = false;
@@ -230,7 +240,7 @@ void Dispatcher::redeliver(std::size_t slot, std::vector<Received> taken_back, b
   // it: its client is better off with an end than with silence.
   const std::size_t most_attempts = 2 * channels_.size();
   for (Received& connection : taken_back) {
-    if (++connection.tag.attempt > most_attempts && refused) {
+    if (++connection.tag.attempt > most_attempts && refused && all_full()) {
       ++counts_.shed;
       connection.fd.reset();
       continue;
@@ -240,12 +250,20 @@ void Dispatcher::redeliver(std::size_t slot, std::vector<Received> taken_back, b
   }
 }
 
+bool Dispatcher::all_full() const {
+  return std::none_of(channels_.begin(), channels_.end(),
+                      [](const auto& channel) { return channel && !channel->full(); });
+}
+
 void Dispatcher::flush() {
   while (!pending_.empty() && !settling_) {
+    // A full worker has fewer connections than the others: a policy that goes by load would choose it
+    // again and again. When all are full they are asked nevertheless, and the attempts are counted.
+    const bool ask_full = all_full();
     const std::int64_t looked_ns = policy_entry_.uses_load ? monotonic_ns() : 0;
     for (std::size_t slot = 0; slot < channels_.size(); ++slot) {
       const auto& channel = channels_[slot];
-      loads_[slot] = {channel != nullptr && channel->eligible(),
+      loads_[slot] = {channel != nullptr && channel->eligible() && (ask_full || !channel->full()),
                       channel != nullptr ? channel->open() : 0};
     }
     std::size_t assigned = 0;

@@ -74,6 +74,7 @@ class Dispatcher {
 
   void redeliver(std::size_t slot, std::vector<Received> taken_back, bool refused);
   void take_back(std::size_t slot, std::vector<Received>& connections);
+  [[nodiscard]] bool all_full() const;
   void settle();
   std::size_t collect_workers();
   void shed_if_starved();

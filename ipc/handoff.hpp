@@ -47,6 +47,8 @@ enum class Channel : std::uint8_t {
   more,         ///< Works; call again.
   would_block,  ///< Full (sink) or empty (source): wait on the descriptor, then call again.
   starved,      ///< This process or the kernel lacks a resource: pause, then call again.
+  at_limit,     ///< Source: this process has no number free and others have, who take what waits:
+                ///< call again when a connection has ended here.
   closed,       ///< The other side is gone.
 };
 
@@ -108,6 +110,11 @@ class ConnectionSource {
   virtual ReceiveResult receive(std::span<Received> batch) = 0;
   /// True when several workers wait on the same open file and only one should wake up.
   [[nodiscard]] virtual bool exclusive_wake_up() const { return false; }
+  /// For a source that several workers share: a descriptor that is readable when one of them that was
+  /// woken has left what waits to the others (at_limit), or -1. Wait for it as for fd(); then call
+  /// attend() and receive().
+  [[nodiscard]] virtual int attention_fd() const { return -1; }
+  virtual void attend() {}
   /// True while a connection that receive() has returned lives on this source: a worker that drains
   /// must go on calling receive(), even when its handler has closed the descriptor.
   [[nodiscard]] virtual bool in_use() const { return false; }

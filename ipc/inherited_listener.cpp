@@ -11,7 +11,12 @@
 // Ownership    the worker's from the start
 // Death        nothing: the queue belongs to the listener, which the others hold. The kernel
 //              releases the lock of a worker that dies within accept
-// Man pages    accept(2), epoll_ctl(2), fcntl(2), pthread_mutexattr_setrobust(3)
+// Man pages    accept(2), epoll_ctl(2), eventfd(2), fcntl(2), pthread_mutexattr_setrobust(3)
+//
+// At the descriptor limit. Wake-ups are not fair, so one worker is full while others have room. It then
+// leaves the listener alone until a connection of its own ends, and sheds only when no worker has room.
+// With wait=exclusive it may have been woken in place of one that has room, and for what waits nobody
+// else would be: so it passes the wake-up on, through an eventfd that all wait for in the same way.
 //
 // The locks. Stevens's children block in accept and hold the lock meanwhile; the others sleep in the
 // lock. A worker with a loop can do neither: it has connections to serve, and no loop can wait for a
@@ -24,25 +29,111 @@
 // - An idle worker sleeps in its loop: there is nothing to poll for as nobody holds the lock while
 //   waiting. (With the lock held over the wait, nginx's other workers wake by a timer.)
 // - A dead holder delays the others for a pause, a stopped one for as long as it is stopped within accept.
+#include <sys/eventfd.h>
+
+#include <algorithm>
+#include <atomic>
+
 #include "ipc/accept_lock.hpp"
 #include "ipc/listener_source.hpp"
 #include "ipc/methods.hpp"
+#include "ipc/shared_memory.hpp"
 #include "ipc/syscall.hpp"
 #include "ipc/usage.hpp"
 
 namespace c10k {
 namespace {
 
-class LockedListenerSource : public ListenerSource {
+/// What the workers know of each other's descriptor limits.
+class Vacancies {
+ public:
+  explicit Vacancies(std::size_t workers)
+      : has_room_(workers),
+        passed_on_(checked([] { return ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC); }, "eventfd")) {}
+
+  /// A dead worker has none.
+  void set(std::size_t worker, bool has_room) { has_room_[worker] = has_room; }
+  [[nodiscard]] bool any() const {
+    const auto all = has_room_.all();
+    return std::find(all.begin(), all.end(), true) != all.end();
+  }
+
+  [[nodiscard]] int passed_on_fd() const { return passed_on_.get(); }
+  void pass_on() const {
+    checked([&] { return ::eventfd_write(passed_on_.get(), 1); }, "eventfd_write");
+  }
+  /// False when another worker was faster.
+  [[nodiscard]] bool take_over() const {
+    eventfd_t count = 0;
+    return checked_nonblocking([&] { return ::eventfd_read(passed_on_.get(), &count); },
+                               "eventfd_read")
+        .has_value();
+  }
+
+ private:
+  // Written and read in one total order, so that of two workers that become full at once at least one
+  // sees that both are.
+  SharedArray<std::atomic<bool>> has_room_;
+  OwnedFd passed_on_;
+};
+
+class SharedListenerSource : public ListenerSource {
+ public:
+  SharedListenerSource(OwnedFd listener, const LinkRequest& request, Sharing sharing,
+                       std::shared_ptr<Vacancies> vacancies)
+      : ListenerSource(std::move(listener), request, sharing),
+        worker_(request.worker),
+        vacancies_(std::move(vacancies)) {
+    vacancies_->set(worker_, true);
+  }
+  ~SharedListenerSource() override { vacancies_->set(worker_, false); }
+
+  ReceiveResult receive(std::span<Received> batch) override {
+    ReceiveResult result = reader().accept_within_limit(batch);
+    set_full(result.state == Channel::at_limit);
+    const bool leave = full_ && result.error == EMFILE && vacancies_->any();
+    if (full_ && !leave) result = reader().shed_one(result.error);
+    // Whoever was woken through the eventfd has no event of the listener's to come, so until the
+    // queue is empty the eventfd brings the next.
+    if (exclusive_wake_up() && (leave || (relieving_ && result.state != Channel::would_block)))
+      vacancies_->pass_on();
+    relieving_ = false;
+    return result;
+  }
+
+  [[nodiscard]] int attention_fd() const override {
+    return exclusive_wake_up() ? vacancies_->passed_on_fd() : -1;
+  }
+  void attend() override { relieving_ = vacancies_->take_over(); }
+  void report_load(std::uint64_t connections) override {
+    if (connections < connections_) set_full(false);
+    connections_ = connections;
+  }
+
+ private:
+  void set_full(bool full) {
+    if (full != full_) vacancies_->set(worker_, !full);
+    full_ = full;
+  }
+
+  std::size_t worker_;
+  std::shared_ptr<Vacancies> vacancies_;
+  std::uint64_t connections_ = 0;
+  bool full_ = false;
+  bool relieving_ = false;
+};
+
+class LockedListenerSource : public SharedListenerSource {
  public:
   LockedListenerSource(OwnedFd listener, const LinkRequest& request,
-                       std::shared_ptr<AcceptLock> lock)
-      : ListenerSource(std::move(listener), request, Sharing::all_wake), lock_(std::move(lock)) {}
+                       std::shared_ptr<Vacancies> vacancies, std::shared_ptr<AcceptLock> lock)
+      : SharedListenerSource(std::move(listener), request, Sharing::all_wake, std::move(vacancies)),
+        lock_(std::move(lock)) {}
 
   ReceiveResult receive(std::span<Received> batch) override {
     if (!lock_->try_lock()) return {.state = Channel::starved};
     // An exception ends the worker, and with it the lock.
-    const ReceiveResult result = ListenerSource::receive(batch);
+    const ReceiveResult result = SharedListenerSource::receive(batch);
     lock_->unlock();
     return result;
   }
@@ -67,12 +158,13 @@ class InheritedListener : public HandoffMethod {
 
   std::unique_ptr<Link> open(const LinkRequest& request) override {
     OwnedFd listener = duplicate(request.listener);
+    if (!vacancies_) vacancies_ = std::make_shared<Vacancies>(request.workers);
     if (!lock_) lock_ = make_lock();
     if (lock_) {
       return open_listener_link(std::move(listener),
-                                [request, lock = lock_](OwnedFd workers) {
-                                  return std::make_unique<LockedListenerSource>(std::move(workers),
-                                                                                request, lock);
+                                [request, vacancies = vacancies_, lock = lock_](OwnedFd workers) {
+                                  return std::make_unique<LockedListenerSource>(
+                                      std::move(workers), request, vacancies, lock);
                                 },
                                 {lock_->fd()});
     }
@@ -82,10 +174,15 @@ class InheritedListener : public HandoffMethod {
     }
     const Sharing sharing =
         wait_ != "plain" && request.exclusive_possible ? Sharing::one_wakes : Sharing::all_wake;
-    return open_listener_link(std::move(listener), [request, sharing](OwnedFd workers) {
-      return std::make_unique<ListenerSource>(std::move(workers), request, sharing);
-    });
+    return open_listener_link(std::move(listener),
+                              [request, sharing, vacancies = vacancies_](OwnedFd workers) {
+                                return std::make_unique<SharedListenerSource>(
+                                    std::move(workers), request, sharing, vacancies);
+                              },
+                              {vacancies_->passed_on_fd()});
   }
+
+  void worker_ended(std::size_t worker) override { vacancies_->set(worker, false); }
 
  private:
   [[nodiscard]] std::shared_ptr<AcceptLock> make_lock() const {
@@ -95,6 +192,7 @@ class InheritedListener : public HandoffMethod {
   }
 
   std::string wait_;
+  std::shared_ptr<Vacancies> vacancies_;
   std::shared_ptr<AcceptLock> lock_;
 };
 

@@ -61,6 +61,11 @@ AcceptQueueReader::AcceptQueueReader(int listener, bool drain, std::uint64_t fir
     : listener_(listener), drain_(drain), next_id_(first_id), reserve_(open_reserve()) {}
 
 ReceiveResult AcceptQueueReader::accept(std::span<Received> batch) {
+  const ReceiveResult result = accept_within_limit(batch);
+  return result.state == Channel::at_limit ? shed_one(result.error) : result;
+}
+
+ReceiveResult AcceptQueueReader::accept_within_limit(std::span<Received> batch) {
   const std::int64_t now = monotonic_ns();
   const std::size_t room = drain_ ? batch.size() : std::min<std::size_t>(1, batch.size());
   ReceiveResult result;
@@ -81,10 +86,11 @@ ReceiveResult AcceptQueueReader::accept(std::span<Received> batch) {
       case AcceptError::next:
         result.error = errno;
         return result;
-      case AcceptError::no_descriptor: {
+      case AcceptError::no_descriptor:
         if (result.received > 0) return result;  // serve these first; that may free some
-        return shed_one();
-      }
+        result.error = errno;
+        result.state = Channel::at_limit;
+        return result;
       case AcceptError::no_memory:
         result.error = errno;
         result.state = Channel::starved;
@@ -96,15 +102,15 @@ ReceiveResult AcceptQueueReader::accept(std::span<Received> batch) {
   return result;
 }
 
-ReceiveResult AcceptQueueReader::shed_one() {
+ReceiveResult AcceptQueueReader::shed_one(int error) {
   ReceiveResult result;
-  result.error = errno;
+  result.error = error;
   result.state = Channel::starved;
   if (!reserve_) reserve_ = open_reserve();
   if (!reserve_) return result;
   reserve_.reset();
   OwnedFd victim(accept_one(listener_));
-  const int error = errno;
+  const int accept_error = errno;
   const bool shed = static_cast<bool>(victim);
   victim.reset();
   // At once, or another accept takes the number and there is no reserve any more.
@@ -112,7 +118,7 @@ ReceiveResult AcceptQueueReader::shed_one() {
   if (shed) {
     result.shed = 1;
     result.state = Channel::more;
-  } else if (error == EAGAIN) {
+  } else if (accept_error == EAGAIN) {
     // Nothing waits: the limit was met for its own sake, and there is nobody to refuse.
     result.error = 0;
     result.state = Channel::would_block;

@@ -25,6 +25,10 @@ class AcceptQueueReader {
   /// counting. Throws SystemError for EBADF, EINVAL and the like: the listener itself is of no use
   /// any more.
   ReceiveResult accept(std::span<Received> batch);
+  /// The same, but without a descriptor to accept with it sheds nothing: the state is at_limit.
+  ReceiveResult accept_within_limit(std::span<Received> batch);
+  /// Accepts one connection with the reserve's number and closes it. `error` is what accept said.
+  ReceiveResult shed_one(int error);
 
   [[nodiscard]] int listener() const { return listener_; }
   [[nodiscard]] bool drains() const { return drain_; }
@@ -34,9 +38,6 @@ class AcceptQueueReader {
   }
 
  private:
-  /// Accepts one connection with the reserve's number and closes it.
-  ReceiveResult shed_one();
-
   int listener_;
   bool drain_;
   std::uint64_t next_id_;
@@ -67,6 +68,9 @@ class ListenerSource : public ConnectionSource {
   [[nodiscard]] AcceptQueueReader* sole_reader() override {
     return sharing_ == Sharing::none && reader_.drains() ? &reader_ : nullptr;
   }
+
+ protected:
+  [[nodiscard]] AcceptQueueReader& reader() { return reader_; }
 
  private:
   OwnedFd listener_;

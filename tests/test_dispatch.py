@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import sys
 import unittest
@@ -179,6 +180,31 @@ class FirstByte(unittest.TestCase):
                 for sock in socks[4:]:
                     echo(sock)
             server.finish()
+
+
+class FullWorkers(unittest.TestCase):
+    """Workers at their descriptor limit refuse, and whoever has room gets it: a policy that goes by load must not
+    take the full for the least loaded."""
+
+    def test_nothing_is_shed_while_one_has_room(self) -> None:
+        for row in listing()["policies"]:
+            with (
+                self.subTest(policy=row["name"]),
+                Server("--strategy", "pool", "--ipc", "scm-seqpacket", "--workers", "3", "--dispatch", row["name"]) as server,
+                contextlib.ExitStack() as socks,
+            ):
+                for slot in (0, 1):
+                    pid = server.worker_pid(slot)
+                    limit = max(int(name) for name in os.listdir(f"/proc/{pid}/fd")) + 1 + 5
+                    resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, limit))
+                for _ in range(60):
+                    echo(socks.enter_context(support.connect(server.address)))
+                totals = server.report()["totals"]
+                self.assertEqual((totals["active"], totals["shed"]), (60, 0))
+                self.assertLess(totals["refused"], 10, "asked again and again")
+                socks.close()
+                books = server.finish().report["books"]
+                self.assertEqual(books["served"] + books["redelivered_and_served"], 60)
 
 
 class SharedChannel(unittest.TestCase):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -321,6 +322,43 @@ class DeathWithAFullQueue(unittest.TestCase):
                 for sock in socks:
                     echo(sock)
             self.assertEqual(server.finish(0).report["books"]["served"], 40)
+
+
+class FullWorker(unittest.TestCase):
+    """inherited-listener: a worker at its descriptor limit leaves what waits to those that have room."""
+
+    def test_the_others_serve_and_nothing_is_shed(self) -> None:
+        for wait in ("exclusive", "plain", "fcntl-lock", "mutex"):
+            with (
+                self.subTest(wait=wait),
+                start(f"inherited-listener:wait={wait}") as server,
+                contextlib.ExitStack() as socks,
+            ):
+
+                def serve_more(count: int) -> list[int]:
+                    # One after the other: no later arrival wakes anybody for one that is left lying.
+                    for _ in range(count):
+                        echo(socks.enter_context(support.connect(server.address)))
+                    return of_each(server, "accepted")
+
+                served = serve_more(10)
+                slot = served.index(max(served))  # whom the kernel mostly wakes
+                pid = server.worker_pid(slot)
+                numbers = [int(name) for name in os.listdir(f"/proc/{pid}/fd")]
+                limit = max(numbers) + 1 + 5
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, limit))
+                room = served[slot] + limit - len(numbers)
+                served = serve_more(40)
+                ticks = sum(map(support.cpu_ticks, server.group()))
+                self.assertFalse(server.has_ended(0.3))
+                self.assertLess(sum(map(support.cpu_ticks, server.group())) - ticks, support.scaled(6, 12))
+                self.assertLessEqual(served[slot], room)
+                socks.close()
+                report = server.finish().report
+                self.assertEqual((report["books"]["served"], report["books"]["shed"]), (50, 0))
+                errors = set(report["totals"]["errors"])
+                # Where all are woken, the other may have been faster each time.
+                self.assertIn(errors, [{"EMFILE"}] if wait == "exclusive" else [{"EMFILE"}, set()])
 
 
 class AcceptLocks(unittest.TestCase):

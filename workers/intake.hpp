@@ -29,8 +29,8 @@ class ReadinessIntake : public Intake, public EventHandler {
   ReadinessIntake(Loop& loop, ConnectionSource& source, std::function<void()> arrived);
 
   ReceiveResult receive(std::span<Received> batch) override { return source_.receive(batch); }
-  void pause() override { loop_.change(source_.fd(), interest(false)); }
-  void resume() override { loop_.change(source_.fd(), interest(true)); }
+  void pause() override { change(false); }
+  void resume() override { change(true); }
   void stop() override;
   [[nodiscard]] bool ended() const override { return ended_; }
   void on_ready(Readiness) override { arrived_(); }
@@ -40,9 +40,25 @@ class ReadinessIntake : public Intake, public EventHandler {
     return {.read = read, .level = true, .exclusive = source_.exclusive_wake_up()};
   }
 
+  /// The source's second descriptor, where it has one.
+  class Attention : public EventHandler {
+   public:
+    explicit Attention(ReadinessIntake& intake) : intake_(intake) {}
+    void on_ready(Readiness) override {
+      intake_.source_.attend();
+      intake_.arrived_();
+    }
+
+   private:
+    ReadinessIntake& intake_;
+  };
+
+  void change(bool read);
+
   Loop& loop_;
   ConnectionSource& source_;
   std::function<void()> arrived_;
+  Attention attention_{*this};
   bool ended_ = false;
 };
 

@@ -90,6 +90,10 @@ void Worker::take_batch() {
   counters_.receive_steps.add();
   report_active();
   if (result.refused != 0 || result.state == Channel::starved) pause();
+  if (result.state == Channel::at_limit && taking_) {
+    at_limit_ = true;
+    intake_->pause();
+  }
   if (result.state == Channel::closed) drain();
   end_if_drained();
 }
@@ -98,7 +102,7 @@ void Worker::pause() {
   if (!taking_) return;
   intake_->pause();
   loop().after(pause_ns, [this] {
-    if (taking_) intake_->resume();
+    if (taking_ && !at_limit_) intake_->resume();
   });
 }
 
@@ -109,6 +113,7 @@ void Worker::report_active() {
 
 void Worker::count_closed() {
   report_active();
+  if (std::exchange(at_limit_, false) && taking_) intake_->resume();
   end_if_drained();
 }
 

@@ -66,6 +66,7 @@ class Worker {
   std::unique_ptr<Intake> intake_;
   std::array<Received, receive_room> batch_;
   bool taking_ = true;
+  bool at_limit_ = false;  // leaves the source alone until a connection ends
   bool draining_ = false;
 };
 

@@ -44,6 +44,7 @@ const char* state_name(const Filled& filled) {
     case Channel::would_block:
       return "full";
     case Channel::starved:
+    case Channel::at_limit:
       return "starved";
     case Channel::more:
       return "not full";

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from matrix import peers
+from matrix import held, peers, plan
 from matrix.counters import Snapshot
 from matrix.process import Child, Waiter, describe_exit
 from matrix.spec import Cell, Way
@@ -18,6 +18,7 @@ from matrix.store import CELL_SCHEMA
 
 START_S = 10.0
 STOP_S = 15.0
+CLOSES_PER_S = 20_000  # a server may be that slow
 
 
 class CellFailed(Exception):
@@ -62,6 +63,10 @@ def run(cell: Cell, tools: Tools, waiter: Waiter) -> dict[str, Any]:
     """Measures one cell and gives its record. Raises only Interrupted."""
     server_options = [] if cell.way.kind == "peers" else ["--listen", "127.0.0.1:0", *cell.way.server]
     client_options = ["--workload", cell.workload.kind, *cell.workload.client]
+    planned = plan_of(cell)
+    if planned:
+        server_options += planned.server_options()
+        client_options += planned.client_options(cell.workload.held)
     record: dict[str, Any] = {
         "schema": CELL_SCHEMA,
         "way": cell.way.name,
@@ -76,6 +81,7 @@ def run(cell: Cell, tools: Tools, waiter: Waiter) -> dict[str, Any]:
         "client_program": cell.way.client or tools.client.name,
         "client": None,
         "server": None,
+        "held": None,
         "netstat": {},
         "host_cpu": None,
         "other_cpu": 0.0,
@@ -85,11 +91,15 @@ def run(cell: Cell, tools: Tools, waiter: Waiter) -> dict[str, Any]:
     if record["reason"]:
         record["status"] = "unsupported"
         return record
+    if planned and planned.refusal:
+        record["status"] = "not run"
+        record["reason"] = planned.refusal
+        return record
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="c10k-cell-", ignore_cleanup_errors=True) as folder:
         try:
             _measure(record, cell, tools, waiter, Path(folder))
-        except (CellFailed, OSError, subprocess.SubprocessError) as error:
+        except (CellFailed, held.OutOfMemory, OSError, subprocess.SubprocessError) as error:
             record["status"] = "failed"
             record["reason"] = str(error)
             if isinstance(error, OSError) and error.filename:
@@ -116,8 +126,14 @@ def _measure(record: dict[str, Any], cell: Cell, tools: Tools, waiter: Waiter, f
                     "--progress", "off", "--json", str(result)]
         cpu_before = server.cpu_us()
         before = Snapshot.take()
-        with Child(argv, folder, "client", stdout=folder / "client.stdout") as client:
-            finished = client.ended(waiter, time.monotonic() + cell.workload.limit_s, server)
+        watch = held.Watch(server, waiter, _idle_s(record)) if cell.workload.held else None
+        with Child(argv, folder, "client", stdout=folder / "client.stdout", pipe_stderr=watch is not None) as client:
+            deadline = time.monotonic() + cell.workload.limit_s
+            if watch:
+                finished = watch.follow(client, deadline)
+                record["held"] = watch.record
+            else:
+                finished = client.ended(waiter, deadline, server)
             after = Snapshot.take()
             code = client.end()
         record["netstat"] = after.netstat_since(before)
@@ -130,7 +146,7 @@ def _measure(record: dict[str, Any], cell: Cell, tools: Tools, waiter: Waiter, f
             record["client"] = _read(result)
         cpu_after = server.cpu_us()
         gone = server.ended(waiter, time.monotonic())
-        stop_problem = "" if gone else _stop(server, waiter)
+        stop_problem = "" if gone else _stop(server, waiter, STOP_S + cell.workload.held / CLOSES_PER_S)
         record["server"] = _peer_report(server, cpu_before, cpu_after, record) if peer else _read(report)
 
         if gone:
@@ -146,6 +162,8 @@ def _measure(record: dict[str, Any], cell: Cell, tools: Tools, waiter: Waiter, f
             raise CellFailed(stop_problem)
         if record["server"] is None:
             raise CellFailed(_problem("server", "exit code 0", server.last_words(), "no report"))
+        if watch and not watch.record:
+            raise CellFailed("client: it never said 'phase idle', so nothing was measured while all were held")
         if missing := [key for key in ("totals", "books") if key not in record["server"]]:
             raise CellFailed(f"server: its report has no {missing[0]}")
 
@@ -158,6 +176,18 @@ def _peer_report(server: Child, before: dict[int, int], after: dict[int, int],
     cpu = {"acceptor_cpu_us": first, "worker_cpu_us": sum(used.values())} if used else \
         {"acceptor_cpu_us": 0, "worker_cpu_us": first}
     return peers.server_report(cpu, record["client"] or {})
+
+
+def plan_of(cell: Cell) -> plan.Plan | None:
+    """For a cell that holds connections: what that takes here, by now."""
+    if not cell.workload.held:
+        return None
+    return plan.make(cell.workload.held, cell.way.kind == "methods", plan.Machine.here())
+
+
+def _idle_s(record: dict[str, Any]) -> float:
+    options = record["client_options"]
+    return float(options[options.index("--idle") + 1])
 
 
 def _problem(who: str, exit_text: str, last_words: str, otherwise: str) -> str:
@@ -178,11 +208,11 @@ def _listening(server: Child, waiter: Waiter) -> str:
     return target
 
 
-def _stop(server: Child, waiter: Waiter) -> str:
+def _stop(server: Child, waiter: Waiter, limit_s: float) -> str:
     """Ends the server in the orderly way; gives what went wrong with that, or nothing."""
     server.terminate()
-    if not server.ended(waiter, time.monotonic() + STOP_S):
-        return f"server did not end within {STOP_S:g} s of SIGTERM: killed"
+    if not server.ended(waiter, time.monotonic() + limit_s):
+        return f"server did not end within {limit_s:g} s of SIGTERM: killed"
     code = server.end()
     return _problem("server", describe_exit(code), server.last_words(), "no message") if code else ""
 

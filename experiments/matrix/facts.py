@@ -22,6 +22,8 @@ SYSCTLS = (
     "net/ipv4/tcp_migrate_req",
     "net/ipv4/tcp_syncookies",
     "net/ipv4/tcp_max_syn_backlog",
+    "net/ipv4/tcp_mem",
+    "fs/file-max",
     "kernel/pid_max",
     "kernel/threads-max",
 )

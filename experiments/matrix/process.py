@@ -71,7 +71,7 @@ class Child:
     whatever it forked ends with it. The kernel kills it when this process dies, however that happens."""
 
     def __init__(self, argv: list[str], folder: Path, name: str, pipe_stdout: bool = False,
-                 stdout: Path = Path(os.devnull)) -> None:
+                 pipe_stderr: bool = False, stdout: Path = Path(os.devnull)) -> None:
         self.name = name
         self._errors = folder / f"{name}.stderr"
         parent = os.getpid()
@@ -88,13 +88,14 @@ class Child:
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE if pipe_stdout else output,
-                stderr=errors,
+                stderr=subprocess.PIPE if pipe_stderr else errors,
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
         # Not reaped yet, so the number cannot have been reused.
         self.pidfd = os.pidfd_open(self._process.pid)
         self._ended = False
+        self._lines = b""  # of a piped stderr, not yet given out by line()
 
     def __enter__(self) -> Child:
         return self
@@ -123,9 +124,7 @@ class Child:
     def ended(self, waiter: Waiter, deadline: float, *others: Child) -> bool:
         """Waits until this child ends (true), or one of the others does, or the deadline passes."""
         watched = {child.pidfd: child for child in (self, *others)}
-        pipes = {
-            child._process.stdout.fileno(): child for child in watched.values() if child._process.stdout
-        }
+        pipes = {pipe: child for child in watched.values() for pipe in child._pipes()}
         while True:
             ready = waiter.until((*watched, *pipes), deadline)
             if self.pidfd in ready or not ready:
@@ -134,7 +133,7 @@ class Child:
                 return False
             for descriptor in ready:
                 # What a child prints later is of no interest, but a full pipe would stop it.
-                if not os.read(descriptor, 65536):
+                if not pipes[descriptor]._read(descriptor):
                     del pipes[descriptor]
 
     def cpu_us(self) -> dict[int, int]:
@@ -150,6 +149,30 @@ class Child:
                 continue
         return found
 
+    def line(self, waiter: Waiter, deadline: float, *others: Child) -> str | None:
+        """The next line on a piped stderr; None when it ended, the deadline passed, or the child or one of
+        the others ended first."""
+        assert self._process.stderr is not None
+        stderr = self._process.stderr.fileno()
+        pidfds = (self.pidfd, *(other.pidfd for other in others))
+        while b"\n" not in self._lines:
+            ready = waiter.until((stderr, *pidfds), deadline)
+            if stderr not in ready or not self._read(stderr):
+                return None
+        line, _, self._lines = self._lines.partition(b"\n")
+        return line.decode(errors="replace")
+
+    def _pipes(self) -> list[int]:
+        return [pipe.fileno() for pipe in (self._process.stdout, self._process.stderr) if pipe]
+
+    def _read(self, pipe: int) -> bytes:
+        chunk = os.read(pipe, 65536)
+        if self._process.stderr and pipe == self._process.stderr.fileno():
+            self._lines += chunk
+            with self._errors.open("ab") as errors:
+                errors.write(chunk)
+        return chunk
+
     def terminate(self) -> None:
         signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
 
@@ -163,13 +186,18 @@ class Child:
                 pass
             self._process.wait()
             os.close(self.pidfd)
-            if self._process.stdout:
-                self._process.stdout.close()
+            for pipe in (self._process.stdout, self._process.stderr):
+                if pipe:
+                    pipe.close()
             self._ended = True
         return self._process.returncode
 
     def last_words(self) -> str:
         """The last line on stderr that is not empty, or nothing."""
+        if self._process.stderr and not self._process.stderr.closed:
+            pipe = self._process.stderr.fileno()
+            while select.select([pipe], [], [], 0)[0] and self._read(pipe):
+                pass
         with self._errors.open("rb") as file:
             file.seek(max(0, self._errors.stat().st_size - 4096))
             lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]

@@ -65,7 +65,7 @@ class Progress:
 
     def done(self, cell: Cell, record: dict[str, Any]) -> None:
         self._left.remove(cell)
-        if record["status"] != "unsupported":
+        if record["status"] not in ("unsupported", "not run"):
             self._took.setdefault(cell.workload.name, {})[cell.way.name] = record["elapsed_s"]
         result = outcome(cell, record)
         self._last = f"{cell.workload.name} {cell.way.name}: {result}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +30,12 @@ FIGURES = {
     "rr": Figure("requests_per_s", ("requests", "/s"), "request"),
     "client-cpu": Figure("client_cpu_us", ("client CPU", "us/conn"), "connection", lower_is_better=True),
     "hold": Figure("connect_all_s", ("connect", "all, s"), "connection", lower_is_better=True),
+    "echo": Figure("active_p50_us", ("echo p50", "us"), "request", lower_is_better=True),
 }
+
+OF_ALL_HELD = ("connect_all_s", "active_p50_us")
+KERNEL_SEEN_FROM = 10_000  # connections
+INTERRUPTED = "interrupted before its turn"
 
 
 @dataclass
@@ -60,6 +66,13 @@ class Row:
     client_cpu_share: float | None = None
     client_limited: bool = False  # in a cell or more it says so itself
     host_cpu: float | None = None
+    # While connections are held and nobody speaks; memory is per connection.
+    kernel_bytes: float | None = None  # of both ends
+    server_bytes: float | None = None
+    client_bytes: float | None = None
+    server_idle_cpu_us_per_s: float | None = None
+    server_processes: int | None = None
+    client_processes: int | None = None
     attempts: int = 0
     failed_attempts: dict[str, int] = field(default_factory=dict)
     server_errors: dict[str, int] = field(default_factory=dict)
@@ -120,8 +133,10 @@ def value_of(cell: dict[str, Any], figure: Figure) -> float | None:
     if figure.key == "client_cpu_us":
         used, echoed = cell["client"]["client"], cell["client"]["outcomes"]["echoed"]
         return (used["user_us"] + used["system_us"]) / echoed if echoed else None
-    if figure.key == "connect_all_s" and cell["client"].get("peak_connections") != _wanted(cell):
-        return None  # seconds for fewer connections are not the figure
+    if figure.key in OF_ALL_HELD and cell["client"].get("peak_connections") != _wanted(cell):
+        return None  # with fewer connections it is another figure
+    if figure.key == "active_p50_us":
+        return cell["client"].get("active_latency", {}).get("p50_us")
     return cell["client"].get(figure.key)
 
 
@@ -136,7 +151,7 @@ def _row(load: Workload, figure: Figure, way: str, cells: dict[int, dict[str, An
     measured = [cell for cell in cells.values() if cell["status"] == "ok"]
     _count_faults(row, cells.values())
     if not cells:
-        row.reason = "interrupted before its turn"
+        row.reason = INTERRUPTED
         return row
     without_value = [cell for rep, cell in sorted(cells.items()) if rep not in values]
     row.repetitions_without_value = len(without_value)
@@ -156,7 +171,7 @@ def _row(load: Workload, figure: Figure, way: str, cells: dict[int, dict[str, An
 
 
 def _shortfall(cell: dict[str, Any], figure: Figure) -> str:
-    if figure.key == "connect_all_s":
+    if figure.key in OF_ALL_HELD:
         peak = cell["client"].get("peak_connections", 0)
         failed = _text({key: n for key, n in cell["client"].get("outcomes", {}).items() if key != "echoed"})
         return f"connected {peak:,} of {_wanted(cell):,}{': ' + failed if failed else ''}"
@@ -196,6 +211,26 @@ def _describe(row: Row, cells: list[dict[str, Any]]) -> None:
     row.client_cpu_share = middle([cell["client"].get("client", {}).get("cpu_share") for cell in cells])
     row.client_limited = any(_client_limited(cell["client"].get("client", {})) for cell in cells)
     row.host_cpu = middle([cell["host_cpu"] for cell in cells])
+    if seen := [cell for cell in cells if cell.get("held")]:
+        _describe_held(row, seen)
+
+
+def _describe_held(row: Row, cells: list[dict[str, Any]]) -> None:
+    def each(value: Callable[[dict[str, Any]], float]) -> float:
+        return stats.median([value(cell["held"]) / _wanted(cell) for cell in cells])
+
+    # The kernel's is the whole machine's, and other programs move it by megabytes.
+    if _wanted(cells[0]) >= KERNEL_SEEN_FROM:
+        row.kernel_bytes = each(lambda held: held["kernel"]["bytes"])
+    # Without what the server used before there was a client. A client has its table of connections from
+    # the start, so all of it counts.
+    row.server_bytes = each(lambda held: held["server"]["own_bytes"] - held["server"]["ready_own_bytes"])
+    row.client_bytes = each(lambda held: held["client"]["own_bytes"])
+    idle = [cell["held"]["idle"] for cell in cells if cell["held"]["idle"]["window_s"] > 0]
+    if idle:
+        row.server_idle_cpu_us_per_s = stats.median([one["server_cpu_ns"] / 1e3 / one["window_s"] for one in idle])
+    row.server_processes = cells[0]["held"]["server"]["processes"]
+    row.client_processes = cells[0]["held"]["client"]["processes"]
 
 
 def _client_limited(client: dict[str, Any]) -> bool:

@@ -9,12 +9,13 @@ from secrets import randbelow
 from typing import Any
 
 from matrix import facts, spec, store, usage
-from matrix.cell import Tools
+from matrix.cell import Tools, plan_of
 from matrix.spec import Matrix, UsageError
 
 PROGRAM = "run_matrix"
 RELEASE = facts.ROOT / "build" / "release"
 CLIENT_SHAPE = "the load is 1 client process with 1 thread"
+PLANNED_SHAPE = "the load is as many client processes as the table says, with 1 thread each"
 
 
 def _parser() -> usage.Parser:
@@ -90,10 +91,12 @@ def _dry_run(matrix: Matrix, seed: int, folder: Path, resumed: store.Run | None)
     tools.ask()
     total, left = 0.0, _left(matrix, seed, resumed)
     for cell in left:
-        reason = tools.unsupported(cell.way)
+        status, reason = "unsupported", tools.unsupported(cell.way)
+        if not reason and (planned := plan_of(cell)):
+            status, reason = "not run", planned.refusal
         total += 0 if reason else cell.workload.expected_s
         print(f"{cell.order:4} {cell.repetition:3} {cell.workload.name:6} {cell.way.name}"
-              + (f"  unsupported: {reason}" if reason else ""))
+              + (f"  {status}: {reason}" if reason else ""))
     print(f"{len(left)} cells, about {total / 60:.1f} minutes, seed {seed}")
     if tools.list_error:
         print(f"{PROGRAM}: what is unsupported is unknown: {tools.list_error}", file=sys.stderr)
@@ -109,7 +112,7 @@ def _meta(args: Any, argv: list[str], matrix: Matrix, seed: int, folder: Path, s
         "options": {"only": args.only, "bin_dir": str(folder)},
         "matrix": matrix.to_json(),
         "seed": seed,
-        "client_shape": CLIENT_SHAPE,
+        "client_shape": PLANNED_SHAPE if any(load.held for load in matrix.workloads) else CLIENT_SHAPE,
         "source": facts.source(),
         "build": facts.build(folder),
         "host": facts.host(),

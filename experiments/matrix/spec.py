@@ -38,7 +38,10 @@ class Workload:
     client: tuple[str, ...]
     limit_s: float
     expected_s: float
-    figure: str = ""  # what the table ranks, where that is not the kind's own figure
+    figure: str = ""  # what ranks the ways, where it is not the kind's own
+    # So many connections are held: workers of a pool and client processes are as many as that takes, and
+    # the kernel and the processes are looked at while nobody speaks.
+    held: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,10 @@ def _say(error: Exception) -> str:
 def _from_toml(name: str, data: dict[str, Any]) -> Matrix:
     server = data["server"]
     ways = [Way(s, ("--strategy", s), "strategies", s) for s in server.get("strategies", [])]
+    planned = all(load.get("held") for load in data["workload"])
     for method in server.get("methods", []):
-        options = ("--strategy", "pool", "--ipc", method, "--workers", str(server["workers"]))
+        workers = () if planned else ("--workers", str(server["workers"]))
+        options = ("--strategy", "pool", "--ipc", method, *workers)
         ways.append(Way(method, options, "methods", method.split(":", 1)[0]))
     for way in server.get("way", []):
         argv = tuple(way.get("argv", ()))
@@ -117,6 +122,9 @@ def _from_toml(name: str, data: dict[str, Any]) -> Matrix:
     for way in ways:
         if way.client:
             _check_client(way, workloads)
+    for load in workloads:
+        if load.held and ("--idle" not in load.client or "--connections" in load.client):
+            raise ValueError(f"workload {load.name}: with 'held', client needs --idle and must not have --connections")
     balance = bool(data.get("balance", False))
     return Matrix(name, data["summary"], data["baseline"], data["repetitions"], tuple(ways), workloads, balance)
 
@@ -163,12 +171,14 @@ def select(matrix: Matrix, patterns: list[str], repetitions: int | None) -> Matr
 
 
 def cells(matrix: Matrix, seed: int) -> list[Cell]:
-    """All cells in the order they run: a block for each repetition, each block in random order."""
+    """All cells in the order they run: a block for each repetition, each block in random order. Only a
+    ladder is climbed from below, as the memory of a high step is not given back at once."""
     ordered: list[Cell] = []
     for repetition in range(1, matrix.repetitions + 1):
         block = [(way, load) for load in matrix.workloads for way in matrix.ways]
         # A text as seed gives the same order on every machine and for every Python 3.
         random.Random(f"{seed}/{repetition}").shuffle(block)
+        block.sort(key=lambda cell: cell[1].held)
         for way, load in block:
             ordered.append(Cell(len(ordered) + 1, repetition, way, load))
     return ordered

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from matrix import facts
-from matrix.rows import CLIENT_LIMIT, Row, Section, faults_text, sections
+from matrix.rows import CLIENT_LIMIT, INTERRUPTED, Row, Section, faults_text, sections
 from matrix.store import Run
 
 WIDTH = 80
@@ -72,11 +72,26 @@ def _columns(section: Section, matrix: dict[str, Any]) -> list[Column]:
     if section.figure.key == "client_cpu_us":
         bounds = Column(("", "95 %"), _interval)
         return [rate, spread, ratio, bounds, cpu, faults]
+    if section.workload.held:
+        return [rate, p50, p99, *_held_columns(), faults]
     if not matrix.get("balance"):
         return [rate, spread, ratio, p50, p99, cpu, faults]
     connections = Column(("conn max", "to mean"), lambda row: _number(row.connections_largest_to_mean))
     busy = Column(("CPU max", "to mean"), lambda row: _number(row.cpu_largest_to_mean))
     return [rate, ratio, p99, cpu, connections, busy, faults]
+
+
+def _held_columns() -> list[Column]:
+    def size(value: float | None) -> str:
+        return "-" if value is None else f"{value:,.0f}"
+
+    return [
+        Column(("kernel", "B/conn"), lambda row: size(row.kernel_bytes)),
+        Column(("server", "B/conn"), lambda row: size(row.server_bytes)),
+        Column(("client", "B/conn"), lambda row: size(row.client_bytes)),
+        Column(("idle", "us/s"), lambda row: size(row.server_idle_cpu_us_per_s)),
+        Column(("proc.", "s+c"), lambda row: f"{row.server_processes or '-'}+{row.client_processes or '-'}"),
+    ]
 
 
 def _short(way: str, width: int) -> str:
@@ -132,7 +147,7 @@ def _explained(all_sections: list[Section]) -> list[str]:
                 missing = row.repetitions_without_value
                 of_all = f"{missing} of {missing + row.repetitions} repetitions"
                 parts.append(f"{of_all} have no figure: {row.reason}")
-            elif row.reason and row.status != "not run":
+            elif row.reason and row.reason != INTERRUPTED:
                 parts.append(f"{row.status}: {row.reason}")
             if parts:
                 said.setdefault((row.way, "; ".join(parts)), []).append(section.workload.name)
@@ -188,6 +203,11 @@ def _context(run: Run, all_sections: list[Section]) -> list[str]:
     if any(section.figure.key == "connect_all_s" for section in all_sections):
         what = "hold: its latency is of the echoes while all are connected"
         paragraphs.insert(2, f"{what}; a ratio below 1 is faster.")
+    if any(section.workload.held for section in all_sections):
+        paragraphs.insert(2, "Memory is per connection, while all are held and nobody speaks: kernel is of both ends, "
+                             "which on loopback are here (they are alike: half is the server's); server is what "
+                             "its processes use more than before; client is all that its processes use, files "
+                             "apart. idle: the server's CPU in that time. proc.: processes of server and client.")
     return paragraphs + [f"Note: {remark}." for remark in run.remarks]
 
 
