@@ -96,7 +96,7 @@ void CompletionLoop::forget(int fd, Removal) {
   watch->forget();
   // Also when nothing is in flight: it may be its own completion that calls us.
   forgotten_.push_back(std::move(watch));
-  if (forgotten_.back()->in_flight() != 0) run_local_work();
+  if (forgotten_.back()->in_flight() != 0) flush();
 }
 
 void CompletionLoop::withdraw(Completer& completer, unsigned operation) {
@@ -121,7 +121,7 @@ io_uring_sqe* CompletionLoop::entry() {
     const int result = ::io_uring_submit(&ring_.raw());
     // Memory is short, or so many completions wait that the kernel wants them to be seen first.
     if (result == -EAGAIN || result == -EBUSY) {
-      run_local_work();
+      flush();
     } else if (result != -EINTR) {
       check_uring(result, "io_uring_enter");
     }
@@ -129,7 +129,7 @@ io_uring_sqe* CompletionLoop::entry() {
   return sqe;
 }
 
-void CompletionLoop::run_local_work() {
+void CompletionLoop::flush() {
   const int result = ::io_uring_submit_and_get_events(&ring_.raw());
   if (result != -EINTR && result != -EAGAIN && result != -EBUSY)
     check_uring(result, "io_uring_enter");
@@ -162,9 +162,12 @@ void CompletionLoop::turn() {
     dispatch(copy.user_data, copy.res, copy.flags);
   }
   std::erase_if(forgotten_, [](const auto& watch) { return watch->in_flight() == 0; });
-  if (stopping_) return;
-  run_timers();
-  end_turn();
+  if (!stopping_) {
+    run_timers();
+    end_turn();
+  }
+  // There may be no other turn, and no close may be left behind.
+  if (stopping_) flush();
 }
 
 void CompletionLoop::dispatch(std::uint64_t key, int result, unsigned flags) {

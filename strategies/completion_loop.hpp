@@ -60,6 +60,10 @@ class CompletionLoop : public Loop {
   /// number to another file before the kernel has seen an entry that means this one.)
   void close(OwnedFd fd);
 
+  /// Submits what has been begun, without waiting, and runs what has been put off. The completions come
+  /// in the next turn.
+  void flush();
+
   [[nodiscard]] Uring& ring() { return ring_; }
 
  private:
@@ -68,7 +72,6 @@ class CompletionLoop : public Loop {
   void turn() override;
   void wait();
   void dispatch(std::uint64_t key, int result, unsigned flags);
-  void run_local_work();
   [[nodiscard]] io_uring_sqe* entry();
   [[nodiscard]] static std::uint64_t key(Completer& completer, unsigned operation) {
     return reinterpret_cast<std::uint64_t>(&completer) | operation;

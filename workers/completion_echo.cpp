@@ -66,6 +66,8 @@ CompletionEcho::CompletionEcho(CompletionLoop& loop, const EchoOptions& options,
 CompletionEcho::~CompletionEcho() {
   on_closed(nullptr);
   close_all();
+  // Before the memory goes that entries may mean.
+  loop_.flush();
 }
 
 std::size_t CompletionEcho::slots_in_use() const {

@@ -13,8 +13,9 @@ namespace c10k {
 
 /// For a listener on which this process accepts alone, and takes all there is. (The kernel takes whatever
 /// comes for as long as the accept is under way: where the number is limited, that is too much. And where
-/// several processes wait, an accept under way takes its exclusive wake-up also when its process is busy or
-/// stopped, and nobody else wakes up.)
+/// several processes wait, an accept under way takes the one wake-up that a connection brings, also while
+/// its process is busy or stopped. With one of two stopped, the other accepted none of ten; waiting by polls
+/// of a single shot with EPOLLEXCLUSIVE it accepted nine, and without all ten.)
 ///
 /// It begins, and goes on after any error, with a poll and the source's own receive(), which knows what
 /// each error means and sheds at the limit of descriptors; the first connection received well brings the
@@ -54,7 +55,6 @@ class CompletionIntake : public Intake, public Completer, public EventHandler {
   AcceptQueueReader& reader_;
   std::function<void()> arrived_;
   State state_ = State::waiting;
-  bool watched_ = true;
   bool news_ = false;  // since the last end of a turn
   std::deque<Received> arrived_connections_;
 };
