@@ -6,6 +6,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "experiments/client/schedule.hpp"
 #include "ipc/latency_histogram.hpp"
 #include "ipc/listener_source.hpp"
 #include "ipc/registry.hpp"
@@ -209,6 +210,38 @@ TEST(ScmFrames, GarbageIsRefusedAndNothingOfItIsKept) {
   ASSERT_GT(::sendmsg(ours.get(), &message, 0), 0);
   EXPECT_THROW((void)receive_frame(theirs.get(), batch, false), std::runtime_error);
   EXPECT_EQ(open_descriptors(), before);
+}
+
+TEST(Schedule, EvenTimesDoNotDrift) {
+  Schedule schedule;
+  schedule.begin(1'000, 3, false, 1);  // a third of a second, which no number of nanoseconds is
+  EXPECT_EQ(schedule.take(), 1'000);
+  EXPECT_EQ(schedule.take(), 333'334'333);
+  for (int i = 2; i < 30'000; ++i) (void)schedule.take();
+  EXPECT_EQ(schedule.take(), 10'000'000'001'000);
+}
+
+TEST(Schedule, PoissonGapsAreExponential) {
+  Schedule schedule;
+  schedule.begin(0, 1'000, true, 7);
+  constexpr int count = 100'000;
+  double sum = 0;
+  double squares = 0;
+  int above_mean = 0;
+  std::int64_t before = schedule.take();
+  EXPECT_EQ(before, 0);
+  for (int i = 0; i < count; ++i) {
+    const std::int64_t time = schedule.take();
+    const double gap = static_cast<double>(time - before) / 1e6;
+    before = time;
+    sum += gap;
+    squares += gap * gap;
+    above_mean += gap > 1;
+  }
+  const double mean = sum / count;
+  EXPECT_NEAR(mean, 1, 0.02);
+  EXPECT_NEAR(std::sqrt(squares / count - mean * mean), 1, 0.02);
+  EXPECT_NEAR(static_cast<double>(above_mean) / count, std::exp(-1.0), 0.01);
 }
 
 }  // namespace
