@@ -20,13 +20,18 @@ class Dialer {
   };
   Dialer(const Options& options, Mode mode);
 
-  /// What dial() made of it. Errors are values: thousands of them are a result.
+  /// What dial() or open() made of it. Errors are values: thousands of them are a result.
   struct Dialed {
     OwnedFd fd;     ///< Also after EINPROGRESS, which is no failure on a non-blocking socket.
     int error = 0;  ///< The errno of the call that failed.
   };
   /// Opens a socket and connects it. `turn` chooses the client's address: count it up.
   [[nodiscard]] Dialed dial(std::size_t turn) const;
+
+  /// The two halves of it, for who wants to set options between them.
+  [[nodiscard]] Dialed open(std::size_t turn) const;
+  /// Returns the errno, 0 for none.
+  [[nodiscard]] int connect(int fd) const;
 
  private:
   [[nodiscard]] bool prepare(int fd, std::size_t turn) const;

@@ -11,7 +11,9 @@ std::span<const Engine> engines() {
       Engine{"threads", "a thread with blocking calls per connection", run_thread_engine},
       Engine{"select", "one thread, select(2)", run_loop_engine},
       Engine{"poll", "one thread, poll(2)", run_loop_engine},
-      Engine{"epoll", "one thread, epoll(7)", run_loop_engine}};
+      Engine{"epoll", "one thread, epoll(7)", run_loop_engine},
+      Engine{"coroutines", "one thread, epoll(7), a C++20 coroutine per connection",
+             run_coroutine_engine, true}};
   return registry;
 }
 

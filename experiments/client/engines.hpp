@@ -13,6 +13,7 @@ struct Engine {
   std::string_view summary;
   /// What a client process does: carries out all phases of the run.
   void (*run)(Run& run);
+  bool misbehaves = false;  ///< Carries out --misbehave.
 };
 
 /// Every engine there is, in the order in which they are listed.
@@ -25,5 +26,6 @@ struct Engine {
 void run_process_engine(Run& run);
 void run_loop_engine(Run& run);
 void run_thread_engine(Run& run);
+void run_coroutine_engine(Run& run);
 
 }  // namespace c10k

@@ -42,15 +42,16 @@ void Exchange::begin(Payload& payload, std::int64_t now_ns, bool until_eof) {
   until_eof_ = until_eof;
 }
 
-Exchange::Step Exchange::send(int fd) {
+Exchange::Step Exchange::send(int fd, std::size_t most) {
   // MSG_DONTWAIT also on a blocking socket: who waits here for room, with the server waiting for us
   // to take its echo, waits for ever.
   constexpr int flags = MSG_NOSIGNAL | MSG_DONTWAIT;
   const std::size_t stamp_sent = std::min(sent_, stamp_size);
   const std::size_t padding_sent = sent_ - stamp_sent;
-  std::array<iovec, 2> parts{
-      iovec{stamp_.data() + stamp_sent, stamp_size - stamp_sent},
-      iovec{const_cast<char*>(padding_.data()) + padding_sent, padding_.size() - padding_sent}};
+  const std::size_t of_stamp = std::min(stamp_size - stamp_sent, most);
+  const std::size_t of_padding = std::min(padding_.size() - padding_sent, most - of_stamp);
+  std::array<iovec, 2> parts{iovec{stamp_.data() + stamp_sent, of_stamp},
+                             iovec{const_cast<char*>(padding_.data()) + padding_sent, of_padding}};
   msghdr message{};
   message.msg_iov = parts.data();
   message.msg_iovlen = parts.size();
@@ -63,7 +64,7 @@ Exchange::Step Exchange::send(int fd) {
     return {State::ended, outcome_of_errno(errno), errno};
   }
   sent_ += static_cast<std::size_t>(size);
-  return {all_sent() ? State::more : State::blocked};
+  return {static_cast<std::size_t>(size) == of_stamp + of_padding ? State::more : State::blocked};
 }
 
 bool Exchange::matches(std::string_view bytes) const {

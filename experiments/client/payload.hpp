@@ -64,8 +64,9 @@ class Exchange {
   /// Begins a new exchange. With `until_eof` it succeeds when the server has closed after the echo.
   void begin(Payload& payload, std::int64_t now_ns, bool until_eof);
 
-  /// Sends what is unsent, as far as the kernel takes it; never waits. `more` once all is sent.
-  Step send(int fd);
+  /// Sends what is unsent, as far as the kernel takes it; never waits. `more` once all is sent, or
+  /// `most` bytes.
+  Step send(int fd, std::size_t most = max_payload);
   /// One recv(2) into `scratch`, compared with what was sent. `blocked` also when the time of
   /// SO_RCVTIMEO is over. Takes MSG_DONTWAIT in `flags`.
   Step receive(int fd, int flags, std::span<char> scratch);

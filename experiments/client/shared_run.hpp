@@ -60,6 +60,8 @@ class SharedRun {
   const OwnedFd arrived;
   /// An eventfd that hands out one token at each read (EFD_SEMAPHORE).
   const OwnedFd go;
+  /// How attempts are meant to end: echoed, unless the client misbehaves.
+  const OutcomeSet intended;
   SharedBooks books;
 
   struct PhaseTime {
