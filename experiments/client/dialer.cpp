@@ -49,16 +49,21 @@ bool Dialer::prepare(int fd, std::size_t turn) const {
                                      set_option(fd, SOL_SOCKET, SO_RCVTIMEO, timeout_));
 }
 
-Dialer::Dialed Dialer::dial(std::size_t turn) const {
+Dialer::Dialed Dialer::open(std::size_t turn) const {
   const int flags = SOCK_CLOEXEC | (mode_ == Mode::non_blocking ? SOCK_NONBLOCK : 0);
   Dialed dialed{OwnedFd(::socket(target_.family(), SOCK_STREAM | flags, 0))};
-  // connect is not repeated after EINTR (it would say EALREADY); signals are blocked in every
-  // thread.
-  if (!dialed.fd || !prepare(dialed.fd.get(), turn) ||
-      (mode_ != Mode::unconnected &&
-       ::connect(dialed.fd.get(), target_.data(), target_.size()) != 0)) {
-    dialed.error = errno;
-  }
+  if (!dialed.fd || !prepare(dialed.fd.get(), turn)) dialed.error = errno;
+  return dialed;
+}
+
+// Not repeated after EINTR (it would say EALREADY); signals are blocked in every thread.
+int Dialer::connect(int fd) const {
+  return ::connect(fd, target_.data(), target_.size()) == 0 ? 0 : errno;
+}
+
+Dialer::Dialed Dialer::dial(std::size_t turn) const {
+  Dialed dialed = open(turn);
+  if (dialed.error == 0) dialed.error = connect(dialed.fd.get());
   return dialed;
 }
 

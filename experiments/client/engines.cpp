@@ -14,7 +14,11 @@ std::span<const Engine> engines() {
       Engine{"select", "one thread, select(2)", run_loop_engine},
       Engine{"poll", "one thread, poll(2)", run_loop_engine},
       Engine{"epoll", "one thread, epoll(7)", run_loop_engine},
-      Engine{"uring", "one thread, io_uring(7)", run_uring_engine, probe_completion_loop}};
+      Engine{"uring", "one thread, io_uring(7)", run_uring_engine, probe_completion_loop},
+      Engine{.name = "coroutines",
+             .summary = "one thread, epoll(7), a C++20 coroutine per connection",
+             .run = run_coroutine_engine,
+             .misbehaves = true}};
   return registry;
 }
 

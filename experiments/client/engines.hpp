@@ -17,6 +17,7 @@ struct Engine {
   void (*run)(Run& run);
   /// Whether it works here; found by trying.
   Support (*probe)() = [] { return Support{}; };
+  bool misbehaves = false;  ///< Carries out --misbehave.
 };
 
 /// Every engine there is, in the order in which they are listed.
@@ -30,5 +31,6 @@ void run_process_engine(Run& run);
 void run_loop_engine(Run& run);
 void run_thread_engine(Run& run);
 void run_uring_engine(Run& run);
+void run_coroutine_engine(Run& run);
 
 }  // namespace c10k

@@ -38,6 +38,7 @@ class LoopEngine : public SlotEngine<LoopSlot> {
  public:
   LoopEngine(Run& run, EventLoop& loop)
       : SlotEngine(run, loop),
+        loop_(loop),
         dialer_(run.options(), Dialer::Mode::non_blocking),
         dials_(run.process()) {
     for (LoopSlot& slot : slots_) slot.engine = this;
@@ -65,6 +66,7 @@ class LoopEngine : public SlotEngine<LoopSlot> {
   void watch(LoopSlot& slot, bool write);
   void close(LoopSlot& slot);
 
+  EventLoop& loop_;
   Dialer dialer_;
   std::size_t dials_;
   std::array<char, 65'536> scratch_;
@@ -126,7 +128,7 @@ void LoopEngine::on_ready(LoopSlot& slot, Readiness ready) {
       if (ready.read && slot.state == LoopSlot::State::exchanging) receive(slot, ready.read_to_end);
       break;
   }
-  start_ready();
+  queue_.start_ready();
 }
 
 void LoopEngine::receive(LoopSlot& slot, bool to_end) {
@@ -155,15 +157,13 @@ void LoopEngine::check_idle(LoopSlot& slot) {
 void LoopEngine::end(LoopSlot& slot, const Exchange::Step& step) {
   // Of a connect that is still under way, or has failed, there is no time to tell.
   if (slot.state == LoopSlot::State::connecting) slot.connected_ns = 0;
-  const Next next = ended(slot, step);
-  if (slot.fd) {
-    if (step.outcome == Outcome::echoed && slot.echoes != run_.phase().requests_per_connection) {
-      slot.state = LoopSlot::State::idle;
-    } else {
-      close(slot);
-    }
+  const Next next = count_end(slot, step);
+  if (slot.fd && !keeps_connection(slot, step)) {
+    close(slot);
+  } else if (slot.fd) {
+    slot.state = LoopSlot::State::idle;
   }
-  go_on(slot, next);
+  queue_.ended(slot.index, next, slot.ended_ns);
 }
 
 void LoopEngine::watch(LoopSlot& slot, bool write) {

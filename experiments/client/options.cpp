@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "experiments/client/engines.hpp"
+#include "experiments/client/misbehave.hpp"
 #include "experiments/client/payload.hpp"
 #include "experiments/client/workload.hpp"
 #include "ipc/command_line.hpp"
@@ -52,6 +53,9 @@ po::options_description describe_options() {
   po::options_description options("Options", 80, 50);
   const std::string engine_help = help_of(engines());
   const std::string workload_help = help_of(workloads());
+  const std::string misbehave_help =
+      "crr, storm, with --engine coroutines (the default with it): a client that\n" +
+      help_of(misbehaviours());
   options.add_options()                                                                //
       ("target", value("127.0.0.1:8000"), "HOST:PORT of the echo server")              //
       ("engine", value("epoll"), engine_help.c_str())                                  //
@@ -82,6 +86,7 @@ po::options_description describe_options() {
       ("timeout", value("5"), "seconds for a connect, and for an echo")  //
       ("close-by", value("client"),
        "client: it closes after the echo; server: wait for its EOF after the echo (crr)")       //
+      ("misbehave", po::value<std::string>(), misbehave_help.c_str())                           //
       ("json", po::value<std::string>(), "write the result as JSON to this file; - is stdout")  //
       ("hdr", po::value<std::string>(),
        "write the percentiles of the latency to this file as HdrHistogram does, in ms; - is "
@@ -190,6 +195,18 @@ void resolve_pace(const CommandLine& line, Options& options) {
       parse_choice("--arrivals", line.text("arrivals"), {"even", "poisson"}) == "poisson";
 }
 
+/// Before what depends on the engine.
+void resolve_misbehaviour(const CommandLine& line, Options& options) {
+  if (!line.has("misbehave")) return;
+  options.misbehave =
+      parse_choice("--misbehave", line.text("misbehave"), names_of(misbehaviours()));
+  const auto able = std::find_if(engines().begin(), engines().end(),
+                                 [](const Engine& engine) { return engine.misbehaves; });
+  if (!line.given("engine")) options.engine = able->name;
+  if (!find_engine(options.engine).misbehaves)
+    throw UsageError(fmt::format("--misbehave: only with --engine {}", able->name));
+}
+
 /// The name of a file to write; empty where the option is not given.
 std::string file_name(const CommandLine& line, const char* option) {
   if (!line.has(option)) return "";
@@ -212,6 +229,7 @@ std::optional<Options> parse_options(int argc, char** argv) {
   options.engine = parse_choice("--engine", line->text("engine"), names_of(engines()));
   options.workload = parse_choice("--workload", line->text("workload"), names_of(workloads()));
   options.connections = static_cast<std::size_t>(line->integer("connections", 1, 10'000'000));
+  resolve_misbehaviour(*line, options);
   resolve_processes(*line, options);
   resolve_pace(*line, options);
   options.duration_ns = line->seconds_ns("duration", 0.001, 86'400);
@@ -248,6 +266,9 @@ std::optional<Options> parse_options(int argc, char** argv) {
   if (options.server_closes && options.requests_per_connection != 1) {
     throw UsageError("--close-by: server only where each connection has one request (crr, storm)");
   }
+  if (!options.misbehave.empty() && options.requests_per_connection != 1) {
+    throw UsageError("--misbehave: only where each connection has one request (crr, storm)");
+  }
   options.json = file_name(*line, "json");
   options.hdr = file_name(*line, "hdr");
   if (options.json == "-" && options.hdr == "-")
@@ -277,7 +298,9 @@ nlohmann::json Options::to_json() const {
                            {"payload_bytes", payload_bytes},
                            {"sources", sources},
                            {"timeout_s", seconds(timeout_ns)},
-                           {"close_by", server_closes ? "server" : "client"}};
+                           {"close_by", server_closes ? "server" : "client"},
+                           {"misbehave", nullptr}};
+  if (!misbehave.empty()) object["misbehave"] = misbehave;
   if (requests) object["requests"] = *requests;
   if (rate > 0) {
     object["rate_per_s"] = rate;

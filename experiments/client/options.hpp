@@ -29,6 +29,7 @@ struct Options {
   std::size_t payload_bytes = 0;
   std::uint32_t sources = 1;
   std::int64_t timeout_ns = 0;
+  std::string misbehave;       ///< One of misbehaviours(); empty for a client that behaves.
   bool server_closes = false;  ///< An attempt ends well with the server's EOF after the echo.
   std::string json;            ///< A file, - for stdout, empty for none.
   std::string hdr;             ///< Likewise: the percentiles as HdrHistogram's text.

@@ -48,28 +48,30 @@ void Exchange::begin(Payload& payload, std::int64_t now_ns, bool until_eof) {
   until_eof_ = until_eof;
 }
 
-std::array<iovec, 2> Exchange::unsent() const {
+std::array<iovec, 2> Exchange::unsent(std::size_t most) const {
   const std::size_t stamp_sent = std::min(sent_, stamp_size);
   const std::size_t padding_sent = sent_ - stamp_sent;
-  return {iovec{const_cast<char*>(stamp_.data()) + stamp_sent, stamp_size - stamp_sent},
-          iovec{const_cast<char*>(padding_.data()) + padding_sent, padding_.size() - padding_sent}};
+  const std::size_t of_stamp = std::min(stamp_size - stamp_sent, most);
+  const std::size_t of_padding = std::min(padding_.size() - padding_sent, most - of_stamp);
+  return {iovec{const_cast<char*>(stamp_.data()) + stamp_sent, of_stamp},
+          iovec{const_cast<char*>(padding_.data()) + padding_sent, of_padding}};
 }
 
-Exchange::Step Exchange::sent(ssize_t result) {
+Exchange::Step Exchange::sent(ssize_t result, std::size_t offered) {
   if (result == -EAGAIN) return {State::blocked};
   if (result < 0) {
     const int error = static_cast<int>(-result);
     return {State::ended, outcome_of_errno(error), error};
   }
   sent_ += static_cast<std::size_t>(result);
-  return {all_sent() ? State::more : State::blocked};
+  return {static_cast<std::size_t>(result) == offered ? State::more : State::blocked};
 }
 
-Exchange::Step Exchange::send(int fd) {
+Exchange::Step Exchange::send(int fd, std::size_t most) {
   // MSG_DONTWAIT also on a blocking socket: who waits here for room, with the server waiting for us
   // to take its echo, waits for ever.
   constexpr int flags = MSG_NOSIGNAL | MSG_DONTWAIT;
-  std::array<iovec, 2> parts = unsent();
+  std::array<iovec, 2> parts = unsent(most);
   msghdr message{};
   message.msg_iov = parts.data();
   message.msg_iovlen = parts.size();
@@ -77,7 +79,7 @@ Exchange::Step Exchange::send(int fd) {
     return padding_.empty() ? ::send(fd, parts[0].iov_base, parts[0].iov_len, flags)
                             : ::sendmsg(fd, &message, flags);
   });
-  return sent(size < 0 ? -errno : size);
+  return sent(size < 0 ? -errno : size, parts[0].iov_len + parts[1].iov_len);
 }
 
 bool Exchange::matches(std::string_view bytes) const {

@@ -66,8 +66,9 @@ class Exchange {
   /// Begins a new exchange. With `until_eof` it succeeds when the server has closed after the echo.
   void begin(Payload& payload, std::int64_t now_ns, bool until_eof);
 
-  /// Sends what is unsent, as far as the kernel takes it; never waits. `more` once all is sent.
-  Step send(int fd);
+  /// Sends what is unsent, as far as the kernel takes it; never waits. `more` once all is sent, or
+  /// `most` bytes.
+  Step send(int fd, std::size_t most = max_payload);
   /// One recv(2) into `scratch`, compared with what was sent. `blocked` also when the time of
   /// SO_RCVTIMEO is over. Takes MSG_DONTWAIT in `flags`.
   Step receive(int fd, int flags, std::span<char> scratch);
@@ -75,9 +76,9 @@ class Exchange {
   // For who makes the system calls otherwise:
 
   /// What is unsent: the rest of the stamp, and the rest of the padding. Valid until the next begin().
-  [[nodiscard]] std::array<iovec, 2> unsent() const;
-  /// A send of what is unsent has returned `result`: a size, or a negative errno.
-  Step sent(ssize_t result);
+  [[nodiscard]] std::array<iovec, 2> unsent(std::size_t most = max_payload) const;
+  /// A send of `offered` bytes of it has returned `result`: a size, or a negative errno.
+  Step sent(ssize_t result, std::size_t offered);
   /// A receive has returned `result`: a size, 0 for the end of the stream, or a negative errno.
   Step received(ssize_t result, std::string_view bytes);
 

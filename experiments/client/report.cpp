@@ -132,6 +132,15 @@ int Report::commonest_error() const {
   return static_cast<int>(std::max_element(errors.begin(), errors.end()) - errors.begin());
 }
 
+std::uint64_t Report::intended() const {
+  std::uint64_t count = 0;
+  for (std::size_t i = 0; i < outcome_names.size(); ++i) {
+    const auto outcome = static_cast<Outcome>(i);
+    if (run_.intended.contains(outcome)) count += tally_.count(outcome);
+  }
+  return count;
+}
+
 nlohmann::json Report::phases_json() const {
   auto list = nlohmann::json::array();
   for (std::size_t i = 0; i < run_.phases.size() && ran(i); ++i) {
@@ -194,6 +203,7 @@ nlohmann::json Report::to_json() const {
                          {"options", options.to_json()},
                          {"workload", options.workload},
                          {"engine", options.engine},
+                         {"misbehave", nullptr},
                          {"ended", end_name(run_.state().end)},
                          {"elapsed_s", elapsed_s_},
                          {"attempts", tally_.attempts()},
@@ -211,6 +221,7 @@ nlohmann::json Report::to_json() const {
                          {"phases", phases_json()},
                          {"series", series_json()},
                          {"client", client_json()}};
+  if (!options.misbehave.empty()) json["misbehave"] = options.misbehave;
   if (options.rate > 0) {
     json["service_time"] = all_.service_time.to_json(true);
     // The rest found every connection busy when their time came: the server's limit, or too few
@@ -240,6 +251,10 @@ std::string Report::summary() const {
                         options.poisson ? "poisson" : "even");
   }
   text += fmt::format("{:<12} {:.2f} s, {}\n", "run", elapsed_s_, end_name(run_.state().end));
+  if (!options.misbehave.empty()) {
+    text += fmt::format("{:<12} {}: {} ended as intended\n", "misbehave", options.misbehave,
+                        intended());
+  }
   text += fmt::format("{:<12} {}: {} echoed, {} failed\n", "attempts", tally_.attempts(),
                       tally_.count(Outcome::echoed), failed());
   for (std::size_t i = 1; i < outcome_names.size(); ++i) {
@@ -278,16 +293,19 @@ std::string Report::failure() const {
   }
   if (failed() == 0) return "";
   std::size_t most = 1;
-  for (std::size_t i = 2; i < outcome_names.size(); ++i) {
-    if (tally_.count(static_cast<Outcome>(i)) > tally_.count(static_cast<Outcome>(most))) most = i;
+  std::uint64_t highest = 0;
+  for (std::size_t i = 0; i < outcome_names.size(); ++i) {
+    const auto outcome = static_cast<Outcome>(i);
+    if (run_.intended.contains(outcome) || tally_.count(outcome) <= highest) continue;
+    most = i;
+    highest = tally_.count(outcome);
   }
   // The errno is told where it belongs to that outcome.
   const bool explains = error != 0 && outcome_of_errno(error) == static_cast<Outcome>(most);
   return fmt::format(
       "{} of {} attempts failed, most with {} ({}){}{}", failed(), tally_.attempts(),
       outcome_names[most],
-      explains ? fmt::format("{}, {}", tally_.count(static_cast<Outcome>(most)), errno_name(error))
-               : fmt::format("{}", tally_.count(static_cast<Outcome>(most))),
+      explains ? fmt::format("{}, {}", highest, errno_name(error)) : fmt::format("{}", highest),
       explains ? remedy(error, run_.options) : "",
       run_.state().end == End::stalled ? "; the server fell silent, so the run was ended" : "");
 }

@@ -18,7 +18,7 @@ class Report {
   [[nodiscard]] nlohmann::json to_json() const;
   /// Lines of at most 80 columns.
   [[nodiscard]] std::string summary() const;
-  /// Empty when every attempt was echoed. Otherwise one line: how many were not, what most of them
+  /// Empty when every attempt was echoed, or ended as a misbehaviour is meant to. Otherwise one line: how many were not, what most of them
   /// ended with, and what would help.
   [[nodiscard]] std::string failure() const;
   /// All phases but the warm-up.
@@ -31,9 +31,9 @@ class Report {
   [[nodiscard]] double connections_per_s() const;
   [[nodiscard]] double requests_per_s() const;
   [[nodiscard]] double cpu_share() const;
-  [[nodiscard]] std::uint64_t failed() const {
-    return tally_.attempts() - tally_.count(Outcome::echoed);
-  }
+  [[nodiscard]] std::uint64_t failed() const { return tally_.attempts() - intended(); }
+  /// Attempts that ended as they were meant to.
+  [[nodiscard]] std::uint64_t intended() const;
   [[nodiscard]] int commonest_error() const;
   [[nodiscard]] nlohmann::json phases_json() const;
   [[nodiscard]] nlohmann::json series_json() const;

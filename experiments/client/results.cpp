@@ -132,8 +132,10 @@ constexpr std::size_t max_shards = 64;
 
 }  // namespace
 
-SharedBooks::SharedBooks(std::size_t writers, double expected_s, bool open_loop)
+SharedBooks::SharedBooks(std::size_t writers, double expected_s, bool open_loop,
+                         OutcomeSet intended)
     : open_loop_(open_loop),
+      intended_(intended),
       interval_ns_(static_cast<std::int64_t>(std::ceil(expected_s / max_intervals)) *
                    1'000'000'000),
       shards_(std::min(writers, max_shards)),
@@ -162,7 +164,8 @@ void SharedBooks::add(std::size_t writer, const Attempt& attempt, std::int64_t r
   if (attempt.outcome == Outcome::echoed) {
     ++tally.echoed;
     tally.latency.add(attempt.echoed_ns - attempt.intended_ns);
-  } else {
+  }
+  if (!intended_.contains(attempt.outcome)) {
     ++tally.failed;
     ++shard.failed;
   }

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
@@ -23,6 +24,19 @@ inline constexpr std::array<std::string_view, 7> outcome_names{
 [[nodiscard]] constexpr std::string_view outcome_name(Outcome outcome) {
   return outcome_names[static_cast<std::size_t>(outcome)];
 }
+
+class OutcomeSet {
+ public:
+  constexpr OutcomeSet(std::initializer_list<Outcome> outcomes) {
+    for (const Outcome outcome : outcomes) bits_ |= 1U << static_cast<unsigned>(outcome);
+  }
+  [[nodiscard]] constexpr bool contains(Outcome outcome) const {
+    return (bits_ >> static_cast<unsigned>(outcome) & 1U) != 0;
+  }
+
+ private:
+  unsigned bits_ = 0;
+};
 
 /// What an errno of socket, bind, connect, send or recv means for the attempt.
 [[nodiscard]] Outcome outcome_of_errno(int error);
@@ -109,7 +123,8 @@ struct IntervalTally {
 class SharedBooks {
  public:
   /// Each interval of the series is as many seconds as makes `expected_s` fit in an hour's worth.
-  SharedBooks(std::size_t writers, double expected_s, bool open_loop);
+  /// Attempts that end with an outcome that is not `intended` are counted as failed.
+  SharedBooks(std::size_t writers, double expected_s, bool open_loop, OutcomeSet intended);
 
   /// `run_ns` is the time since the begin of the run.
   void add(std::size_t writer, const Attempt& attempt, std::int64_t run_ns) const;
@@ -143,6 +158,7 @@ class SharedBooks {
   [[nodiscard]] Interval* row(std::size_t shard) const;
 
   bool open_loop_;
+  OutcomeSet intended_;
   std::int64_t interval_ns_;
   SharedArray<Shard> shards_;
   SharedMemory series_;  // max_intervals of every shard

@@ -98,6 +98,7 @@ Next Run::ended(std::size_t slot, Attempt attempt) {
       if (!state_.any_opened) shared_.stop(End::unreachable);
       break;
     case Outcome::timeout:
+      if (shared_.intended.contains(Outcome::timeout)) break;
       if (attempt.ended_ns - shared_.last_echo_ns() >= options().timeout_ns) state_.silent = true;
       break;
     default:

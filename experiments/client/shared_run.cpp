@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "experiments/client/misbehave.hpp"
 #include "ipc/syscall.hpp"
 
 namespace c10k {
@@ -73,7 +74,8 @@ SharedRun::SharedRun(const Options& run_options, std::vector<Phase> run_phases)
       phases(std::move(run_phases)),
       arrived(make_eventfd(0)),
       go{make_eventfd(EFD_SEMAPHORE), make_eventfd(EFD_SEMAPHORE)},
-      books(writers(options), expected_s(options), options.rate > 0),
+      intended(intended_outcomes(options.misbehave)),
+      books(writers(options), expected_s(options), options.rate > 0, intended),
       state_(1),
       processes_(options.processes) {
   ::sem_init(&state().turns, 1, Phase{}.first_at_once);

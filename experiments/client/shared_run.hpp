@@ -64,6 +64,8 @@ class SharedRun {
   /// Eventfds that hand out one token at each read (EFD_SEMAPHORE); of the phases with an even and
   /// an odd number.
   const std::array<OwnedFd, 2> go;
+  /// How attempts are meant to end: echoed, unless the client misbehaves.
+  const OutcomeSet intended;
   SharedBooks books;
 
   struct PhaseTime {

@@ -52,7 +52,7 @@ class UringEngine : public SlotEngine<UringSlot> {
       : SlotEngine(run, loop),
         loop_(loop),
         buffers_(loop.ring(), 0, buffers, buffer_bytes),
-        dialer_(run.options(), Dialer::Mode::unconnected),
+        dialer_(run.options(), Dialer::Mode::completions),
         dials_(run.process()) {
     for (UringSlot& slot : slots_) slot.engine = this;
   }
@@ -99,7 +99,7 @@ void UringEngine::attempt(UringSlot& slot) {
   if (connected) {
     slot.state = UringSlot::State::exchanging;
   } else {
-    auto [fd, error] = dialer_.dial(dials_++);
+    auto [fd, error] = dialer_.open(dials_++);
     if (error != 0) return end(slot, {Exchange::State::ended, outcome_of_errno(error), error});
     slot.fd = std::move(fd);
     slot.state = UringSlot::State::connecting;
@@ -148,7 +148,8 @@ void UringEngine::completed(UringSlot& slot, unsigned operation, int result, uns
   if (slot.next) {
     // Of an attempt that has ended.
     if ((flags & IORING_CQE_F_BUFFER) != 0) buffers_.give_back(ProvidedBuffers::chosen(flags));
-    if (slot.in_flight() == 0) go_on(slot, *std::exchange(slot.next, std::nullopt));
+    if (slot.in_flight() == 0)
+      queue_.ended(slot.index, *std::exchange(slot.next, std::nullopt), monotonic_ns());
   } else if (operation == UringSlot::connect) {
     on_connected(slot, result);
   } else if (operation == UringSlot::send) {
@@ -156,7 +157,7 @@ void UringEngine::completed(UringSlot& slot, unsigned operation, int result, uns
   } else {
     on_received(slot, result, flags);
   }
-  start_ready();
+  queue_.start_ready();
 }
 
 void UringEngine::on_connected(UringSlot& slot, int result) {
@@ -169,7 +170,8 @@ void UringEngine::on_connected(UringSlot& slot, int result) {
 }
 
 void UringEngine::on_sent(UringSlot& slot, int result) {
-  const Exchange::Step step = slot.exchange.sent(result);
+  const Exchange::Step step =
+      slot.exchange.sent(result, slot.parts[0].iov_len + slot.parts[1].iov_len);
   if (step.state == Exchange::State::ended) return end(slot, step);
   if (!slot.exchange.all_sent()) return begin_send(slot);
   // The echo may have been seen first.
@@ -195,15 +197,13 @@ void UringEngine::on_received(UringSlot& slot, int result, unsigned flags) {
 
 void UringEngine::end(UringSlot& slot, const Exchange::Step& step) {
   if (slot.state == UringSlot::State::connecting) slot.connected_ns = 0;
-  const Next next = ended(slot, step);
-  if (has_connection(slot)) {
-    if (step.outcome == Outcome::echoed && slot.echoes != run_.phase().requests_per_connection) {
-      slot.state = UringSlot::State::idle;
-    } else {
-      close(slot);
-    }
+  const Next next = count_end(slot, step);
+  if (has_connection(slot) && !keeps_connection(slot, step)) {
+    close(slot);
+  } else if (has_connection(slot)) {
+    slot.state = UringSlot::State::idle;
   }
-  if (slot.in_flight() == 0) return go_on(slot, next);
+  if (slot.in_flight() == 0) return queue_.ended(slot.index, next, slot.ended_ns);
   slot.next = next;
 }
 
