@@ -145,25 +145,11 @@ std::span<const Misbehaviour> misbehaviours() {
   return registry;
 }
 
-namespace {
-
-const Misbehaviour* find(std::string_view name) {
+const Misbehaviour* find_misbehaviour(std::string_view name) {
   const auto all = misbehaviours();
   const auto found = std::find_if(all.begin(), all.end(),
                                   [&](const Misbehaviour& entry) { return entry.name == name; });
   return found == all.end() ? nullptr : &*found;
-}
-
-}  // namespace
-
-AttemptCoroutine attempt_of(std::string_view misbehave) {
-  const Misbehaviour* found = find(misbehave);
-  return found != nullptr ? found->attempt : echo_once;
-}
-
-OutcomeSet intended_outcomes(std::string_view misbehave) {
-  const Misbehaviour* found = find(misbehave);
-  return found != nullptr ? found->intended : OutcomeSet{Outcome::echoed};
 }
 
 }  // namespace c10k
