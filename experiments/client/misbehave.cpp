@@ -138,9 +138,9 @@ std::span<const Misbehaviour> misbehaviours() {
                    {echoed},
                    close_half},
       Misbehaviour{
-          "reset-at-connect", "an RST once the connection stands", {reset}, reset_at_connect},
+          "reset-at-connect", "sends an RST once the connection stands", {reset}, reset_at_connect},
       Misbehaviour{
-          "reset-in-echo", "an RST after the first byte of the echo", {reset}, reset_in_echo},
+          "reset-in-echo", "sends an RST after the first byte of the echo", {reset}, reset_in_echo},
       Misbehaviour{"silent", "sends nothing until the server closes", {eof, timeout}, be_silent}};
   return registry;
 }
