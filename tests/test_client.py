@@ -319,7 +319,7 @@ class Books(unittest.TestCase):
                 self.assertEqual(code, 1, err)
                 self.check_sums(result)
                 outcomes = result["outcomes"]
-                self.assertEqual(outcomes["reset"] + outcomes["eof"], 8, outcomes)
+                self.assertEqual(outcomes["reset"] + outcomes["eof"], 8, (outcomes, result["ended"], result["phases"], err))
                 self.assertEqual(sum(outcomes.values()), outcomes["echoed"] + 8 + outcomes["refused"], outcomes)
 
     def test_sigint_ends_it_with_its_results(self) -> None:

@@ -25,6 +25,7 @@ from process_support import (  # noqa: E402
     CLIENT,
     Program,
     Server,
+    listing,
     receive_exactly,
     run_client,
     run_program,
@@ -196,6 +197,27 @@ class OpenLoop(unittest.TestCase):
                         lasts = 0.095 if workload == "storm" else 0.2  # 30 starts have 29 gaps of 3.3 ms
                         self.assertGreaterEqual(measured[0]["end_s"] - measured[0]["begin_s"], lasts)
             server.finish()
+
+
+class Strategies(unittest.TestCase):
+    def test_every_engine_and_workload_against_every_strategy(self) -> None:
+        names = [entry["name"] for entry in listing()["strategies"] if entry["available"]]
+        for strategy in names:
+            with Server("--strategy", strategy) as server:
+                attempts = opened = 0
+                for engine in allowed("engine"):
+                    for workload in allowed("workload"):
+                        with self.subTest(strategy=strategy, engine=engine, workload=workload):
+                            options = ("--engine", engine, "--workload", workload, "--connections", "8")
+                            code, result, err = run_client(server.target, *options, "--requests", "40")
+                            self.assertEqual((code, err), (0, ""))
+                            check_sums(self, result)
+                            expected = {"crr": 40, "rr": 40, "storm": 8, "hold": 56}[workload]
+                            self.assertEqual(result["outcomes"]["echoed"], expected)
+                            attempts += expected
+                            opened += result["connections_opened"]
+                totals = server.finish().report["totals"]
+                self.assertEqual((totals["echoes"], totals["accepted"]), (attempts, opened), strategy)
 
 
 class Phases(unittest.TestCase):

@@ -13,35 +13,40 @@
 
 namespace c10k {
 
-Task<Exchange::Step> echo_once(CoroutineSlot& slot) {
-  using State = Exchange::State;
-  if (const auto lost = slot.take_lost()) co_return *lost;
-  if (!slot.has_connection()) {
-    Exchange::Step step = slot.open();
-    if (step.state != State::ended) step = slot.connect();
-    if (step.state == State::ended) co_return step;
-  }
-  slot.begin_exchange(slot.options().server_closes);
+namespace {
+
+using Step = Exchange::Step;
+
+bool going(const Step& step) {
+  return step.state != Exchange::State::ended;
+}
+
+// Neither coroutine ends: it is destroyed where it waits for a turn that does not come, or in an
+// attempt that an exception of another one has cut off.
+
+/// A client that behaves. One frame for all its attempts: nothing is allocated for each.
+Task<void> echo(CoroutineSlot& slot) {
   while (true) {
-    // Both at once: with a large payload the server stops reading when nobody takes its echo.
-    if (!slot.exchange().all_sent()) {
-      const Exchange::Step sent = slot.send();
-      if (sent.state == State::ended) co_return sent;
+    Step step = slot.take_lost();
+    if (going(step) && !slot.has_connection()) {
+      step = slot.open();
+      if (going(step)) step = slot.connect();
     }
-    const Exchange::Step ready = co_await slot.ready(!slot.exchange().all_sent());
-    if (ready.state == State::ended) co_return ready;
-    const Exchange::Step received = slot.receive();
-    if (received.state == State::ended) co_return received;
+    if (going(step)) slot.begin_exchange(slot.options().server_closes);
+    while (going(step)) {
+      // Both at once: with a large payload the server stops reading when nobody takes its echo.
+      if (!slot.exchange().all_sent()) step = slot.send();
+      if (going(step)) step = co_await slot.ready(!slot.exchange().all_sent());
+      if (going(step)) step = slot.receive();
+    }
+    slot.end_attempt(step);
+    co_await slot.turn();
   }
 }
 
-namespace {
-
-/// Never ends: it is destroyed where it waits for a turn that does not come, or in an attempt that an
-/// exception of another one has cut off.
-Task<void> make_attempts(CoroutineSlot& slot, AttemptCoroutine attempt) {
+Task<void> misbehave(CoroutineSlot& slot, Task<Step> (*attempt)(CoroutineSlot&)) {
   while (true) {
-    const Exchange::Step step = co_await attempt(slot);
+    const Step step = co_await attempt(slot);
     slot.end_attempt(step);
     co_await slot.turn();
   }
@@ -50,10 +55,12 @@ Task<void> make_attempts(CoroutineSlot& slot, AttemptCoroutine attempt) {
 class CoroutineEngine : public SlotUser {
  public:
   explicit CoroutineEngine(Run& run) : shared_(run, *this) {
-    const AttemptCoroutine attempt = attempt_of(run.options().misbehave);
+    const Misbehaviour* misbehaviour = find_misbehaviour(run.options().misbehave);
     for (std::size_t i = 0; i < run.slots(); ++i) {
       CoroutineSlot& slot = slots_.emplace_back(shared_, i);
-      slot.wait_for_turn(coroutines_.emplace_back(make_attempts(slot, attempt)).handle());
+      coroutines_.push_back(misbehaviour != nullptr ? misbehave(slot, misbehaviour->attempt)
+                                                    : echo(slot));
+      slot.wait_for_turn(coroutines_.back().handle());
     }
   }
   void work() { shared_.queue.work(); }

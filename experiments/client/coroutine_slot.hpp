@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <utility>
 
 #include "experiments/client/dialer.hpp"
 #include "experiments/client/payload.hpp"
@@ -35,7 +36,7 @@ class Pause : public DueMember {
   std::coroutine_handle<> coroutine_;
 };
 
-/// A step that has `ended` is the end of the attempt: whoever gets one returns it. Used again for
+/// A step that has `ended` is the end of the attempt: nothing more is done in it. Used again for
 /// each attempt; keeps its connection between them. Borrows what is shared.
 class CoroutineSlot : public EventHandler, public DueMember {
  public:
@@ -46,6 +47,8 @@ class CoroutineSlot : public EventHandler, public DueMember {
 
   // What an attempt consists of. Nothing here waits.
 
+  /// How the connection was lost between two attempts, if it was; told once.
+  Step take_lost() { return std::exchange(lost_, std::nullopt).value_or(Step{}); }
   /// Opens a socket; `narrow` makes it one of a host that can take little at a time.
   Step open(bool narrow = false);
   /// Begins to connect it. The handshake may be over, or not.
@@ -85,8 +88,6 @@ class CoroutineSlot : public EventHandler, public DueMember {
   /// The coroutine that is resumed at the first turn.
   void wait_for_turn(std::coroutine_handle<> coroutine) { turn_ = coroutine; }
   [[nodiscard]] bool takes_part() const { return fd_ || lost_; }
-  /// How the connection was lost between two attempts, if it was; told once.
-  [[nodiscard]] std::optional<Step> take_lost() { return std::exchange(lost_, std::nullopt); }
   void begin_attempt(std::int64_t intended_ns, std::int64_t now_ns);
   /// Keeps the books of the attempt, and the connection if it may be used again.
   void end_attempt(const Step& step);
@@ -146,11 +147,5 @@ struct CoroutineShared {
   std::size_t dials;
   std::array<char, 65'536> scratch;
 };
-
-/// Returns a step that has ended.
-using AttemptCoroutine = Task<Exchange::Step> (*)(CoroutineSlot& slot);
-
-/// Connects where there is no connection, sends the request and takes the echo.
-Task<Exchange::Step> echo_once(CoroutineSlot& slot);
 
 }  // namespace c10k

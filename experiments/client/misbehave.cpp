@@ -138,32 +138,18 @@ std::span<const Misbehaviour> misbehaviours() {
                    {echoed},
                    close_half},
       Misbehaviour{
-          "reset-at-connect", "an RST once the connection stands", {reset}, reset_at_connect},
+          "reset-at-connect", "sends an RST once the connection stands", {reset}, reset_at_connect},
       Misbehaviour{
-          "reset-in-echo", "an RST after the first byte of the echo", {reset}, reset_in_echo},
+          "reset-in-echo", "sends an RST after the first byte of the echo", {reset}, reset_in_echo},
       Misbehaviour{"silent", "sends nothing until the server closes", {eof, timeout}, be_silent}};
   return registry;
 }
 
-namespace {
-
-const Misbehaviour* find(std::string_view name) {
+const Misbehaviour* find_misbehaviour(std::string_view name) {
   const auto all = misbehaviours();
   const auto found = std::find_if(all.begin(), all.end(),
                                   [&](const Misbehaviour& entry) { return entry.name == name; });
   return found == all.end() ? nullptr : &*found;
-}
-
-}  // namespace
-
-AttemptCoroutine attempt_of(std::string_view misbehave) {
-  const Misbehaviour* found = find(misbehave);
-  return found != nullptr ? found->attempt : echo_once;
-}
-
-OutcomeSet intended_outcomes(std::string_view misbehave) {
-  const Misbehaviour* found = find(misbehave);
-  return found != nullptr ? found->intended : OutcomeSet{Outcome::echoed};
 }
 
 }  // namespace c10k

@@ -15,15 +15,15 @@ struct Misbehaviour {
   std::string_view summary;
   /// The ends of an attempt that are what it is after.
   OutcomeSet intended;
-  AttemptCoroutine attempt;
+  /// One attempt, on a slot without a connection. Returns a step that has ended.
+  Task<Exchange::Step> (*attempt)(CoroutineSlot& slot);
 };
 
 /// Every misbehaviour there is, in the order in which they are listed.
 [[nodiscard]] std::span<const Misbehaviour> misbehaviours();
 
-/// For --misbehave; empty means that the client behaves.
-[[nodiscard]] AttemptCoroutine attempt_of(std::string_view misbehave);
-[[nodiscard]] OutcomeSet intended_outcomes(std::string_view misbehave);
+/// Null where there is none of that name: the client behaves.
+[[nodiscard]] const Misbehaviour* find_misbehaviour(std::string_view name);
 
 inline constexpr std::int64_t misbehaviour_pause_ns = 10'000'000;
 

@@ -67,6 +67,11 @@ double expected_s(const Options& options) {
   return 2 * static_cast<double>(options.warmup_ns + options.idle_ns + options.duration_ns) / 1e9;
 }
 
+OutcomeSet intended_outcomes(const Options& options) {
+  const Misbehaviour* misbehaviour = find_misbehaviour(options.misbehave);
+  return misbehaviour != nullptr ? misbehaviour->intended : OutcomeSet{Outcome::echoed};
+}
+
 }  // namespace
 
 SharedRun::SharedRun(const Options& run_options, std::vector<Phase> run_phases)
@@ -74,7 +79,7 @@ SharedRun::SharedRun(const Options& run_options, std::vector<Phase> run_phases)
       phases(std::move(run_phases)),
       arrived(make_eventfd(0)),
       go{make_eventfd(EFD_SEMAPHORE), make_eventfd(EFD_SEMAPHORE)},
-      intended(intended_outcomes(options.misbehave)),
+      intended(intended_outcomes(options)),
       books(writers(options), expected_s(options), options.rate > 0, intended),
       state_(1),
       processes_(options.processes) {
