@@ -273,7 +273,7 @@ class Phases(unittest.TestCase):
                     code, out, err = client.wait()
                 self.assertEqual((code, err), (0, ""))
                 result = json.loads(out)
-                self.assertEqual((result["attempts"], result["peak_connections"]), (400, 400))
+                self.assertEqual((result["attempts"], result["outcomes"]["echoed"]), (400, 400))
 
     def test_hold_idles_and_says_its_phases(self) -> None:
         with Server("--strategy", "epoll") as server:
