@@ -351,11 +351,14 @@ void Dispatcher::schedule() {
 void Dispatcher::shed_if_starved() {
   std::size_t living = 0;
   std::size_t starved = 0;
+  std::size_t unable = 0;  // a full worker is not offered anything while another has room
   for (const auto& channel : channels_) {
-    living += channel ? 1 : 0;
-    starved += channel && channel->starved() ? 1 : 0;
+    if (!channel) continue;
+    ++living;
+    starved += channel->starved() ? 1 : 0;
+    unable += channel->starved() || channel->full() ? 1 : 0;
   }
-  if (pending_.empty() || living == 0 || starved < living || kept_.size() != 0) return;
+  if (pending_.empty() || starved == 0 || unable < living || kept_.size() != 0) return;
   counts_.shed += pending_.size();
   pending_.clear();
 }
