@@ -132,6 +132,8 @@ void Rig::wait_attending(int fd, short events) {
       if (entries[0].revents == 0 && monotonic_ns() > deadline_ns) give_up();
     }
     if (entries[0].revents != 0) return;
+    // Where its end is what is waited for, it may come between the looks at the first and the third.
+    if (entries[2].revents != 0 && fd == child_.pidfd()) return;
     if (entries[2].revents != 0)
       throw std::runtime_error("the receiver ended: " + child_.wait().text());
   }
