@@ -124,7 +124,14 @@ class Finished:
 class Program:
     """A program in a process group of its own, which is killed as a whole, at the latest at the end."""
 
-    def __init__(self, command: list[str], before_exec: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        before_exec: Callable[[], object] = lambda: None,
+        environment: Callable[[str], dict[str, str]] = lambda folder: {},
+    ) -> None:
+        """`environment` gets a folder that goes with the program, and gives what is set beside what is."""
+
         def prepare() -> None:
             _die_with_us()
             before_exec()
@@ -135,6 +142,7 @@ class Program:
         with self.err_path.open("wb") as err:
             self._popen = subprocess.Popen(
                 command,
+                env={**os.environ, **environment(self._folder.name)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=err,

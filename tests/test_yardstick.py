@@ -34,7 +34,8 @@ class Peer(Program):
     """A serving peer, ready to be connected to."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(peers.SERVERS[name].command(BIN_DIR))
+        # CPython leaves its listener's folder when it is killed.
+        super().__init__(peers.SERVERS[name].command(BIN_DIR), environment=lambda folder: {"TMPDIR": folder})
         match = re.fullmatch(r"listening (127\.0\.0\.1):(\d+)\n", self.read_line())
         if match is None:
             self.close()

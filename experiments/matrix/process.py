@@ -86,6 +86,8 @@ class Child:
             self._process = subprocess.Popen(
                 argv,
                 cwd=folder,
+                # A peer that is killed leaves its temporary files in a folder that goes.
+                env={**os.environ, "TMPDIR": str(folder)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE if pipe_stdout else output,
                 stderr=subprocess.PIPE if pipe_stderr else errors,
