@@ -1,12 +1,16 @@
 #include "ipc/command_line.hpp"
 
+#include <fcntl.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <boost/program_options/parsers.hpp>
 #include <boost/program_options/positional_options.hpp>
+#include <cerrno>
 #include <cstring>
 #include <iostream>
 
+#include "ipc/syscall.hpp"
 #include "ipc/usage.hpp"
 
 namespace c10k {
@@ -64,6 +68,26 @@ std::optional<CommandLine> parse_command_line(int argc, char** argv, std::string
     return std::nullopt;
   }
   return CommandLine(std::move(values));
+}
+
+OwnedFd open_result(std::string_view option, const std::string& name) {
+  if (name.empty()) return {};
+  if (name == "-") return duplicate(STDOUT_FILENO);
+  OwnedFd fd(retry_eintr(
+      [&] { return ::open(name.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666); }));
+  if (!fd) {
+    throw UsageError(fmt::format("{}: cannot write {}: {}; give a file, or - for stdout", option,
+                                 name, std::strerror(errno)));
+  }
+  return fd;
+}
+
+void write_all(int fd, std::string_view text, std::string_view what) {
+  while (!text.empty()) {
+    const auto size =
+        checked([&] { return ::write(fd, text.data(), text.size()); }, "write {}", what);
+    text.remove_prefix(static_cast<std::size_t>(size));
+  }
 }
 
 int run_program(int argc, char** argv, const std::function<int()>& body) {

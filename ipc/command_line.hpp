@@ -9,6 +9,8 @@
 #include <string>
 #include <string_view>
 
+#include "ipc/owned_fd.hpp"
+
 namespace c10k {
 
 /// The options given, all as text, with defaults filled in.
@@ -36,6 +38,13 @@ class CommandLine {
 [[nodiscard]] std::optional<CommandLine> parse_command_line(
     int argc, char** argv, std::string_view summary,
     boost::program_options::options_description options);
+
+/// Opens the file in which a program's result goes: made or emptied; - is stdout, and "" none. To be called
+/// before the work, so that no result is lost for a wrong name. Throws UsageError, naming `option`.
+[[nodiscard]] OwnedFd open_result(std::string_view option, const std::string& name);
+
+/// Writes all of `text`. Throws SystemError, naming `what`.
+void write_all(int fd, std::string_view text, std::string_view what);
 
 /// Runs a program: returns what `body` returned, 2 after a UsageError and 1 after any other
 /// exception, either printed to stderr as "program: message". SIGPIPE is ignored.

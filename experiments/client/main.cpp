@@ -1,15 +1,10 @@
 // c10k-client: puts load on an echo server and checks every echo.
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string>
-#include <string_view>
 
 #include "experiments/client/conductor.hpp"
 #include "experiments/client/engines.hpp"
@@ -18,32 +13,9 @@
 #include "experiments/client/report.hpp"
 #include "experiments/client/shared_run.hpp"
 #include "ipc/command_line.hpp"
-#include "ipc/syscall.hpp"
-#include "ipc/usage.hpp"
 
 namespace c10k {
 namespace {
-
-/// Where a result goes. Opened before the run, so that none is lost for a wrong name.
-OwnedFd open_result(const char* option, const std::string& name) {
-  if (name.empty()) return {};
-  if (name == "-") return duplicate(STDOUT_FILENO);
-  OwnedFd fd(retry_eintr(
-      [&] { return ::open(name.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666); }));
-  if (!fd) {
-    throw UsageError(fmt::format("{}: cannot write {}: {}; give a file, or - for stdout", option,
-                                 name, std::strerror(errno)));
-  }
-  return fd;
-}
-
-void write_all(int fd, std::string_view text, std::string_view what) {
-  while (!text.empty()) {
-    const auto size =
-        checked([&] { return ::write(fd, text.data(), text.size()); }, "write {}", what);
-    text.remove_prefix(static_cast<std::size_t>(size));
-  }
-}
 
 int run_client(int argc, char** argv) {
   const auto options = parse_options(argc, argv);

@@ -19,8 +19,6 @@ Run::Run(const SharedRun& shared, std::size_t process)
       process_(process),
       payload_(shared.options.payload_bytes, process, shared.options.processes) {}
 
-Run::~Run() = default;
-
 std::size_t Run::share(std::size_t count) const {
   const std::size_t processes = options().processes;
   return (count + processes - 1 - process_) / processes;

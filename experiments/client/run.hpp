@@ -23,7 +23,6 @@ namespace c10k {
 class Run {
  public:
   Run(const SharedRun& shared, std::size_t process);
-  ~Run();
   Run(const Run&) = delete;
   Run& operator=(const Run&) = delete;
 

@@ -1,5 +1,4 @@
 // handoff-bench: what each hand-off method costs, alone.
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <signal.h>
 #include <unistd.h>
@@ -13,33 +12,11 @@
 #include "experiments/handoff_bench/targets.hpp"
 #include "ipc/command_line.hpp"
 #include "ipc/syscall.hpp"
-#include "ipc/usage.hpp"
 
 namespace c10k {
 namespace {
 
 volatile sig_atomic_t stop_requested = 0;
-
-/// Where the JSON goes. Opened before the run, so that no result is lost for a wrong name.
-OwnedFd open_json(const std::string& name) {
-  if (name.empty()) return {};
-  if (name == "-") return duplicate(STDOUT_FILENO);
-  OwnedFd fd(retry_eintr(
-      [&] { return ::open(name.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666); }));
-  if (!fd) {
-    throw UsageError(fmt::format("--json: cannot write {}: {}; give a file, or - for stdout", name,
-                                 std::strerror(errno)));
-  }
-  return fd;
-}
-
-void write_all(int fd, std::string_view text, std::string_view what) {
-  while (!text.empty()) {
-    const auto size =
-        checked([&] { return ::write(fd, text.data(), text.size()); }, "write {}", what);
-    text.remove_prefix(static_cast<std::size_t>(size));
-  }
-}
 
 /// Prints each target; throws when one is missed.
 void judge(const Results& results, const BenchOptions& options) {
@@ -58,7 +35,7 @@ void judge(const Results& results, const BenchOptions& options) {
 int run(int argc, char** argv) {
   const auto options = parse_bench_options(argc, argv);
   if (!options) return 0;
-  const OwnedFd json = open_json(options->json);
+  const OwnedFd json = open_result("--json", options->json);
   (void)raise_descriptor_limit();
   struct sigaction stop {};
   stop.sa_handler = [](int) { stop_requested = 1; };
