@@ -14,6 +14,7 @@ import json
 import os
 import re
 import resource
+import select
 import shutil
 import socket
 import sys
@@ -70,6 +71,27 @@ class Limits(unittest.TestCase):
                 echo(socks[2])
             close_all(socks)
             self.assertEqual(server.finish().report["books"]["served"], 4)
+
+    @for_each(all_shapes)
+    def test_max_connections_when_many_wait(self, shape: Shape) -> None:
+        """Workers that accept at the same time do not exceed together what each may."""
+        with shape.start("--max-connections", "3") as server, connections(server.address, 24) as waiting:
+            for sock in waiting:
+                sock.sendall(b"hello")
+            rest = set(waiting)
+            while rest:
+                served: set[socket.socket] = set()
+
+                def three_served() -> bool:
+                    served.update(select.select(rest, [], [], 0.02)[0])
+                    return len(served) >= 3
+
+                wait_until(three_served, "three echoes")
+                served.update(select.select(rest, [], [], 0.02)[0])
+                self.assertEqual(len(served), 3, "served beyond the limit")
+                close_all(list(served))
+                rest -= served
+            self.assertEqual(server.finish().report["books"]["served"], 24)
 
     @for_each(all_shapes)
     def test_idle_timeout_closes_the_idle_only(self, shape: Shape) -> None:

@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <atomic>
 #include <utility>
 
 #include "ipc/process.hpp"
@@ -43,22 +44,38 @@ void Worker::run() {
   loop().run();
 }
 
-std::size_t Worker::room() const {
+std::size_t Worker::claim_room() {
   if (!accepts_ || options_.max_connections == 0) return batch_.size();
-  std::size_t open = 0;
-  for (const Counter& active : active_) open += active.get();
-  return open >= options_.max_connections
-             ? 0
-             : std::min(batch_.size(), options_.max_connections - open);
+  // The limit is of all workers together, who accept at the same time: so a worker counts what it is
+  // about to accept as its own first, and looks at the others' counts then. Of two who claim at once
+  // the later one sees both claims (the fence), and steps back by what is too much.
+  const auto open = [this] {
+    std::size_t sum = 0;
+    for (const Counter& active : active_) sum += active.get();
+    return sum;
+  };
+  const std::size_t most = options_.max_connections;
+  const std::size_t before = open();
+  claimed_ = before < most ? std::min(batch_.size(), most - before) : 0;
+  if (claimed_ == 0) return 0;
+  report_active();
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  const std::size_t now = open();
+  if (now > most) {
+    claimed_ -= std::min(claimed_, now - most);
+    report_active();
+  }
+  return claimed_;
 }
 
 void Worker::take_batch() {
-  const std::size_t room_now = room();
+  const std::size_t room_now = claim_room();
   // At --max-connections the rest stays in the kernel's queue, as HAProxy's maxconn does it.
   if (room_now == 0) return pause();
   counters_.receive_steps.add();
   const ReceiveResult result = intake_->receive({batch_.data(), room_now});
   if (result.error != 0) counters_.errors.add(result.error);
+  claimed_ = std::min(claimed_, result.received);
 
   std::uint64_t sequence = 0;
   if (accepts_) {
@@ -85,6 +102,7 @@ void Worker::take_batch() {
     sequence = first;
   }
   for (std::size_t i = 0; i < result.received; ++i) {
+    claimed_ -= std::min<std::size_t>(claimed_, 1);  // from here on the service counts it
     service().serve(std::move(batch_[i]), sequence == 0 ? 0 : sequence + i);
   }
   counters_.receive_steps.add();
@@ -107,7 +125,7 @@ void Worker::pause() {
 }
 
 void Worker::report_active() {
-  active_[slot_].set(service().active());
+  active_[slot_].set(service().active() + claimed_);
   if (source_) source_->report_load(service().active());
 }
 

@@ -50,7 +50,7 @@ class Worker {
  private:
   void take_batch();
   void pause();
-  [[nodiscard]] std::size_t room() const;
+  [[nodiscard]] std::size_t claim_room();
   [[nodiscard]] EchoService& service() { return serving_->service(); }
   void count_closed();
   void end_if_drained();
@@ -65,6 +65,7 @@ class Worker {
   std::unique_ptr<ConnectionSource> source_;
   std::unique_ptr<Intake> intake_;
   std::array<Received, receive_room> batch_;
+  std::size_t claimed_ = 0;  // under --max-connections: counted as open, not accepted or served yet
   bool taking_ = true;
   bool at_limit_ = false;  // leaves the source alone until a connection ends
   bool draining_ = false;
