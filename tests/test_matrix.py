@@ -139,9 +139,9 @@ class Statistics(unittest.TestCase):
 
     def test_more_repetitions_see_smaller_differences(self) -> None:
         chance = random.Random(1)
-        ratios = [chance.lognormvariate(0, 0.1) for _ in range(60)]
-        seen = [stats.unseen_below([estimate.interval]) for count in (3, 5, 15, 60)
-                if (estimate := stats.estimate(ratios[:count]))]
+        ways = [[chance.lognormvariate(0, 0.1) for _ in range(60)] for _ in range(20)]
+        estimates = [[stats.estimate(ratios[:count]) for ratios in ways] for count in (3, 5, 15, 60)]
+        seen = [stats.unseen_below([found.interval for found in each if found]) for each in estimates]
         assert None not in seen
         self.assertEqual(seen, sorted(seen, reverse=True))
         self.assertIsNone(stats.unseen_below([None]))
