@@ -98,7 +98,7 @@ def sections(run: Run) -> list[Section]:
     for cell in run.cells:
         found.setdefault((cell["way"], cell["workload"]), {})[cell["repetition"]] = cell
     return [
-        _section(matrix, load, {way.name: found.get((way.name, load.name), {}) for way in matrix.ways})
+        _section(matrix, load, {way.name: found.get((way.name, load.name), {}) for way in matrix.ways if load.takes(way)})
         for load in matrix.workloads
     ]
 
