@@ -4,7 +4,7 @@ them are put together and compared."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from matrix import stats
@@ -29,13 +29,17 @@ FIGURES = {
     "client-cpu": Figure("client_cpu_us", ("client CPU", "us/conn"), "connection", lower_is_better=True),
     "hold": Figure("connect_all_s", ("connect", "all, s"), "connection", lower_is_better=True),
     "echo": Figure("active_p50_us", ("echo p50", "us"), "request", lower_is_better=True),
+    "latency": Figure("latency_p99_us", ("p99", "us"), "connection", lower_is_better=True),
 }
 
 OF_ALL_HELD = ("connect_all_s", "active_p50_us")
 
 
 def figure_of(load: Workload) -> Figure:
-    return FIGURES[load.figure or load.kind]
+    """At an open rate all serve as much as is asked for: there latency ranks."""
+    if load.figure or "--rate" not in load.client or load.kill_every_s:
+        return FIGURES[load.figure or load.kind]
+    return replace(FIGURES["latency"], per=FIGURES[load.kind].per)
 
 
 def wanted(cell: Cell) -> int:
@@ -53,6 +57,8 @@ def value_of(cell: Cell, figure: Figure) -> float | None:
         return None  # with fewer connections it is another figure
     if figure.key == "active_p50_us":
         return cell["client"].get("active_latency", {}).get("p50_us")
+    if figure.key == "latency_p99_us":
+        return cell["client"].get("latency", {}).get("p99_us")
     return cell["client"].get(figure.key)
 
 

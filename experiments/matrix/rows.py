@@ -28,6 +28,7 @@ MEDIANS = {
     "latency_p99_9_us": "p99.9",
     "latency_max_us": "max",
 }
+Cells = dict[int, dict[str, Any]]  # of one way and workload, by repetition
 INTERRUPTED = "interrupted before its turn"
 
 
@@ -107,7 +108,7 @@ class Section:
     figure: Figure
     rows: list[Row]
     baseline: str
-    cells: dict[str, dict[int, dict[str, Any]]]  # of each way, by repetition
+    cells: dict[str, Cells]  # of each way
     unseen_below: float | None = None  # relative differences under this are often not seen
     cpu_unseen_below: float | None = None
 
@@ -122,19 +123,18 @@ class Section:
 
 def sections(run: Run, baseline: str | None = None) -> list[Section]:
     matrix = Matrix.from_json(run.meta["matrix"])
-    found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    found: dict[tuple[str, str], Cells] = {}
     for cell in run.cells:
         found.setdefault((cell["way"], cell["workload"]), {})[cell["repetition"]] = cell
     return [
-        _section(matrix, load, {way.name: found.get((way.name, load.name), {}) for way in matrix.ways},
-                 baseline or matrix.baseline)
+        _section([way for way in matrix.ways if load.takes(way)], load, found, baseline or matrix.baseline)
         for load in matrix.workloads
     ]
 
 
-def _section(matrix: Matrix, load: Workload, cells: dict[str, dict[int, dict[str, Any]]], baseline: str) -> Section:
-    section = Section(load, figure_of(load), [], baseline, cells)
-    for way in matrix.ways:
+def _section(ways: Sequence[Way], load: Workload, found: dict[tuple[str, str], Cells], baseline: str) -> Section:
+    section = Section(load, figure_of(load), [], baseline, {way.name: found.get((way.name, load.name), {}) for way in ways})
+    for way in ways:
         row = _row(section, way)
         section.rows.append(row)
         _compare(row, section)
@@ -165,12 +165,12 @@ def _row(section: Section, way: Way) -> Row:
     return row
 
 
-def _place(row: Row, load: Workload, way: Way, cells: dict[int, dict[str, Any]]) -> None:
+def _place(row: Row, load: Workload, way: Way, cells: Cells) -> None:
     """The axes, by how the programs were started; a cell that was run knows that better than the matrix."""
     ran = next(iter(cells.values()), None)
     server = _options(ran["server_options"] if ran else way.server)
     client = _options(ran["client_options"] if ran else load.client)
-    row.kind, row.group = load.kind, getattr(way, "group", "")
+    row.kind, row.group = "kill" if load.kill_every_s else load.kind, way.group
     row.strategy = "peer" if way.kind == "peers" else server.get("--strategy", "epoll")
     if row.strategy == "pool":
         row.method = server.get("--ipc", "")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import random
 import tomllib
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,11 @@ from matrix import peers
 
 FOLDER = Path(__file__).resolve().parents[1] / "matrices"
 SCHEMA = "c10k-matrix/1"
+STRATEGIES = ("fork", "select", "poll", "epoll", "uring", "pool")
+LOOPS = ("select", "poll", "epoll", "uring")
+KINDS = ("crr", "rr", "hold", "storm")
+PINNED = ("acceptor", "workers", "client")
+MOST_REPETITIONS = 1000
 
 
 class UsageError(Exception):
@@ -28,6 +35,7 @@ class Way:
     kind: str  # the key in c10k-server --list --json: "strategies" or "methods"; "peers" is not ours
     needs: str  # the name under that key
     client: str = ""  # the peer that makes the load instead of c10k-client
+    group: str = ""  # ways that are read together, apart from the others: "anatomy"
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,22 @@ class Workload:
     # So many connections are held: workers of a pool and client processes are as many as that takes, and
     # the kernel and the processes are looked at while nobody speaks.
     held: int = 0
+    repetitions: int = 0  # 0: the matrix's
+    ways: tuple[str, ...] = ()  # globs over names, groups and kinds of ways: those it is for; none: all
+    not_ways: tuple[str, ...] = ()  # and of these it is for none
+    kill_every_s: float = 0.0  # on average, a worker is killed after so long; 0: none is
+    # The cores that the processes of a cell are held to: {"acceptor": [0], "workers": [1], "client": [0]}.
+    pin: dict[str, list[int]] = field(default_factory=dict)
+
+    def takes(self, way: Way) -> bool:
+        def named(patterns: tuple[str, ...]) -> bool:
+            return any(_matches(way, pattern) for pattern in patterns)
+
+        return (not self.ways or named(self.ways)) and not named(self.not_ways)
+
+
+def _matches(way: Way, pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(text, pattern) for text in (way.name, way.group, way.kind))
 
 
 @dataclass(frozen=True)
@@ -54,13 +78,20 @@ class Matrix:
     workloads: tuple[Workload, ...]
     balance: bool = False  # the table shows how evenly the workers are loaded
 
+    def repetitions_of(self, load: Workload) -> int:
+        return load.repetitions or self.repetitions
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Matrix:
         ways = tuple(Way(**{**way, "server": tuple(way["server"])}) for way in data["ways"])
-        workloads = tuple(Workload(**{**load, "client": tuple(load["client"])}) for load in data["workloads"])
+        lists = ("client", "ways", "not_ways")
+        workloads = tuple(
+            Workload(**{**load, **{key: tuple(load[key]) for key in lists if key in load}})
+            for load in data["workloads"]
+        )
         return Matrix(**{**data, "ways": ways, "workloads": workloads})
 
 
@@ -70,6 +101,7 @@ class Cell:
     repetition: int
     way: Way
     workload: Workload
+    seed: str  # of what is random within the cell
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -80,8 +112,10 @@ def names() -> dict[str, str]:
     """The matrices that come with the project, each with its summary."""
     found = {}
     for path in sorted(FOLDER.glob("*.toml")):
-        with path.open("rb") as file:
-            found[path.stem] = tomllib.load(file)["summary"]
+        try:
+            found[path.stem] = str(tomllib.loads(path.read_text())["summary"])
+        except (OSError, ValueError, KeyError) as error:
+            found[path.stem] = f"({_say(error)})"
     return found
 
 
@@ -93,13 +127,12 @@ def load(name: str) -> Matrix:
     try:
         with path.open("rb") as file:
             data = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"matrix {path}: {error}") from None
-    if data.get("schema") != SCHEMA:
-        raise UsageError(f"matrix {path}: schema is {data.get('schema')!r}; allowed: {SCHEMA!r}")
-    try:
+        if data.get("schema") != SCHEMA:
+            raise ValueError(f"schema is {data.get('schema')!r}; allowed: {SCHEMA!r}")
         return _from_toml(path.stem, data)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except OSError as error:
+        raise UsageError(f"matrix {path}: {error.strerror}") from None
+    except (KeyError, ValueError, RecursionError) as error:  # a TOML or Unicode error is a ValueError
         raise UsageError(f"matrix {path}: {_say(error)}") from None
 
 
@@ -107,47 +140,162 @@ def _say(error: Exception) -> str:
     return f"the key {error} is missing" if isinstance(error, KeyError) else str(error)
 
 
+NUMBER = (int, float)
+MATRIX_KEYS = {"schema": str, "summary": str, "repetitions": int, "baseline": str, "balance": bool, "server": dict,
+               "workload": list}
+SERVER_KEYS = {"strategies": list, "methods": list, "workers": (int, list), "loops": list, "way": list}
+WAY_KEYS = {"name": str, "argv": list, "peer": str, "client": str, "group": str}
+WORKLOAD_KEYS = {"name": str, "kind": str, "summary": str, "client": list, "limit_s": NUMBER, "expected_s": NUMBER,
+                 "figure": str, "held": int, "repetitions": int, "ways": list, "not_ways": list,
+                 "connections": list, "kill_every_s": NUMBER, "pin": dict}
+
+
+def _check(table: Any, kinds: dict[str, Any], where: str) -> None:
+    """Every key is known, and its value is of the right type; of a list, all are of one type."""
+    if not isinstance(table, dict):
+        raise ValueError(f"{where} is {table!r}; allowed: a table with {', '.join(kinds)}")
+    for key, value in table.items():
+        if key not in kinds:
+            raise ValueError(f"{where}: unknown key '{key}'; allowed: {', '.join(kinds)}")
+        allowed = kinds[key] if isinstance(kinds[key], tuple) else (kinds[key],)
+        if not isinstance(value, allowed) or isinstance(value, bool) and bool not in allowed:
+            raise ValueError(f"{where}: {key} is {value!r}; allowed: {' or '.join(kind.__name__ for kind in allowed)}")
+        if isinstance(value, NUMBER) and value < 0:
+            raise ValueError(f"{where}: {key} is {value!r}; allowed: 0 and more")
+        if isinstance(value, list) and key not in ("way", "workload"):
+            kind = int if key in ("connections", "workers") else str
+            for entry in value:
+                if type(entry) is not kind or kind is int and entry < 1:
+                    allowed_here = "numbers from 1" if kind is int else "texts"
+                    raise ValueError(f"{where}: {key} holds {entry!r}; allowed: {allowed_here}")
+
+
+def _one_of(value: str, allowed: Any, what: str) -> None:
+    if value not in allowed:
+        raise ValueError(f"unknown {what} {value!r}; allowed: {', '.join(allowed)}")
+
+
 def _from_toml(name: str, data: dict[str, Any]) -> Matrix:
+    _check(data, MATRIX_KEYS, "the matrix")
     server = data["server"]
-    ways = [Way(s, ("--strategy", s), "strategies", s) for s in server.get("strategies", [])]
-    planned = all(load.get("held") for load in data["workload"])
-    for method in server.get("methods", []):
-        workers = () if planned else ("--workers", str(server["workers"]))
-        options = ("--strategy", "pool", "--ipc", method, *workers)
-        ways.append(Way(method, options, "methods", method.split(":", 1)[0]))
-    for way in server.get("way", []):
-        argv = tuple(way.get("argv", ()))
-        ways.append(Way(way["name"], argv, *_needs(argv, way.get("peer", "")), way.get("client", "")))
-    workloads = tuple(Workload(**{**load, "client": tuple(load["client"])}) for load in data["workload"])
-    for way in ways:
-        if way.client:
-            _check_client(way, workloads)
-    for load in workloads:
-        if load.held and ("--idle" not in load.client or "--connections" in load.client):
-            raise ValueError(f"workload {load.name}: with 'held', client needs --idle and must not have --connections")
+    _check(server, SERVER_KEYS, "[server]")
+    workloads = tuple(made for load in data["workload"] for made in _workloads(load))
+    planned = all(load.held for load in workloads)
+    ways = (*_single(server), *_pools(server, planned), *(_way(way) for way in server.get("way", [])))
     balance = bool(data.get("balance", False))
-    return Matrix(name, data["summary"], data["baseline"], data["repetitions"], tuple(ways), workloads, balance)
-
-
-def _check_client(way: Way, workloads: tuple[Workload, ...]) -> None:
-    if way.client not in peers.CLIENTS:
-        raise ValueError(f"unknown client {way.client!r}; allowed: {', '.join(peers.CLIENTS)}")
+    matrix = Matrix(name, data["summary"], data["baseline"], data["repetitions"], ways, workloads, balance)
+    _check_names(matrix)
     for load in workloads:
-        if load.kind not in peers.CLIENTS[way.client].kinds:
-            raise ValueError(f"{way.client} cannot do {load.kind}")
+        _check_workload(load, matrix)
+    return matrix
 
 
-def _needs(argv: tuple[str, ...], peer: str) -> tuple[str, str]:
+def _single(server: dict[str, Any]) -> list[Way]:
+    for strategy in server.get("strategies", []):
+        _one_of(strategy, STRATEGIES, "strategy")
+    return [Way(name, ("--strategy", name), "strategies", name) for name in server.get("strategies", [])]
+
+
+def _pools(server: dict[str, Any], planned: bool) -> list[Way]:
+    """Methods x loops x workers. An axis with more than one value stands in the name: 'pidfd-ring, uring x4'."""
+    methods, loops = server.get("methods", []), server.get("loops", [])
+    for loop in loops:
+        _one_of(loop, LOOPS, "loop")
+    workers: Any = [0] if planned or not methods else server["workers"]
+    workers = workers if isinstance(workers, list) else [workers]
+    ways = []
+    for method, loop, count in itertools.product(methods, loops or [""], workers):
+        name = method + (f", {loop}" if len(loops) > 1 else "") + (f" x{count}" if len(workers) > 1 else "")
+        argv = ("--strategy", "pool", "--ipc", method)
+        argv += (("--workers", str(count)) if count else ()) + (("--loop", loop) if loop else ())
+        ways.append(Way(name, argv, "methods", method.split(":", 1)[0]))
+    return ways
+
+
+def _way(way: dict[str, Any]) -> Way:
+    _check(way, WAY_KEYS, f"[[server.way]] {way.get('name', '') if isinstance(way, dict) else ''}".rstrip())
+    argv = tuple(way.get("argv", ()))
+    return Way(way["name"], argv, *_needs(way["name"], argv, way.get("peer", "")), way.get("client", ""),
+               way.get("group", ""))
+
+
+def _needs(name: str, argv: tuple[str, ...], peer: str) -> tuple[str, str]:
     """What the server's list must name for these options, or the peer that serves instead."""
     if peer:
-        if peer not in peers.SERVERS:
-            raise ValueError(f"unknown peer {peer!r}; allowed: {', '.join(peers.SERVERS)}")
+        _one_of(peer, peers.SERVERS, "peer")
         if argv:
-            raise ValueError(f"the peer {peer!r} takes no argv")
+            raise ValueError(f"way {name}: the peer {peer!r} takes no argv")
         return "peers", peer
-    if "--ipc" in argv:
-        return "methods", argv[argv.index("--ipc") + 1].split(":", 1)[0]
-    return "strategies", argv[argv.index("--strategy") + 1]
+    options = dict(zip(argv, argv[1:]))
+    if "--ipc" in options:
+        return "methods", options["--ipc"].split(":", 1)[0]
+    if "--strategy" not in options:
+        raise ValueError(f"way {name}: argv names no --strategy, and there is no peer")
+    _one_of(options["--strategy"], STRATEGIES, "strategy")
+    return "strategies", options["--strategy"]
+
+
+def _workloads(load: Any) -> list[Workload]:
+    """One; or with a list of connections one for each, 'crr-16' and so on."""
+    _check(load, WORKLOAD_KEYS, f"[[workload]] {load.get('name', '') if isinstance(load, dict) else ''}".rstrip())
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in load.items()}
+    counts = fields.pop("connections", None)
+    for key in ("name", "kind", "summary", "client", "limit_s", "expected_s"):
+        fields[key]  # noqa: B018 - a KeyError names what is missing
+    one = Workload(**fields)
+    if counts is None:
+        return [one]
+    if "--connections" in one.client or not counts:
+        raise ValueError(f"workload {one.name}: connections is a list of numbers, and --connections is not in client")
+    return [
+        replace(one, name=f"{one.name}-{count}", client=(*one.client, "--connections", str(count)),
+                summary=one.summary.replace("{connections}", f"{count:,}"))
+        for count in counts
+    ]
+
+
+def _check_names(matrix: Matrix) -> None:
+    for what, entries in (("way", matrix.ways), ("workload", matrix.workloads)):
+        if not entries:
+            raise ValueError(f"it has no {what}")
+        name, count = Counter(entry.name for entry in entries).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"{count} {what}s are called {name!r}; a name stands for one")
+    _one_of(matrix.baseline, [way.name for way in matrix.ways], "baseline")
+    for repetitions in (matrix.repetitions, *(load.repetitions for load in matrix.workloads if load.repetitions)):
+        if not 1 <= repetitions <= MOST_REPETITIONS:
+            raise ValueError(f"repetitions is {repetitions}; allowed: 1 to {MOST_REPETITIONS}")
+
+
+def _check_workload(load: Workload, matrix: Matrix) -> None:
+    from matrix.figures import FIGURES  # which imports this module
+
+    where = f"workload {load.name}"
+    _one_of(load.kind, KINDS, f"kind in {where}:")
+    _one_of(load.figure or load.kind, FIGURES, f"figure in {where}:")
+    for pattern in (*load.ways, *load.not_ways):
+        if not any(_matches(way, pattern) for way in matrix.ways):
+            raise ValueError(f"{where}: {pattern!r} matches no way; allowed: globs over their names, groups and kinds")
+    if load.held and ("--idle" not in load.client or "--connections" in load.client):
+        raise ValueError(f"{where}: with 'held', client needs --idle and must not have --connections")
+    for who, cores in load.pin.items():
+        _one_of(who, PINNED, f"process in {where}, pin:")
+        if not isinstance(cores, list) or not cores or not all(type(core) is int and core >= 0 for core in cores):
+            raise ValueError(f"{where}: pin.{who} is {cores!r}; allowed: a list of cores, as [0]")
+    taken = [way for way in matrix.ways if load.takes(way)]
+    if not taken:
+        raise ValueError(f"{where}: its ways and not_ways leave no way")
+    if load.kill_every_s and (load.pin or load.held or any(way.kind != "methods" for way in taken)):
+        raise ValueError(f"{where}: with 'kill_every_s', its ways are all methods, and there is no pin and no held")
+    for way in taken:
+        if way.client:
+            _check_client(way, load)
+
+
+def _check_client(way: Way, load: Workload) -> None:
+    _one_of(way.client, peers.CLIENTS, "client")
+    if load.kind not in peers.CLIENTS[way.client].kinds:
+        raise ValueError(f"{way.client} cannot do {load.kind}")
 
 
 def select(matrix: Matrix, patterns: list[str], repetitions: int | None) -> Matrix:
@@ -155,30 +303,36 @@ def select(matrix: Matrix, patterns: list[str], repetitions: int | None) -> Matr
     that name workloads; the two together narrow: --only crr --only 'scm-*' is crr of the scm ways."""
     ways, workloads = set(), set()
     for pattern in patterns:
-        of_ways = {way.name for way in matrix.ways if fnmatch.fnmatchcase(way.name, pattern)}
+        of_ways = {way.name for way in matrix.ways if _matches(way, pattern)}
         of_workloads = {load.name for load in matrix.workloads if fnmatch.fnmatchcase(load.name, pattern)}
         if not of_ways and not of_workloads:
             known = [entry.name for entry in (*matrix.workloads, *matrix.ways)]
             raise UsageError(f"--only: '{pattern}' selects nothing; allowed: {', '.join(known)}, or a glob")
         ways |= of_ways
         workloads |= of_workloads
-    return replace(
-        matrix,
-        repetitions=repetitions or matrix.repetitions,
-        ways=tuple(way for way in matrix.ways if not ways or way.name in ways),
-        workloads=tuple(load for load in matrix.workloads if not workloads or load.name in workloads),
+    kept_ways = tuple(way for way in matrix.ways if not ways or way.name in ways)
+    kept = tuple(
+        replace(load, repetitions=repetitions or load.repetitions)
+        for load in matrix.workloads
+        if (not workloads or load.name in workloads) and any(load.takes(way) for way in kept_ways)
     )
+    if not kept:
+        raise UsageError(f"--only: {', '.join(patterns)} selects no cell; no such workload is for such a way")
+    used = tuple(way for way in kept_ways if any(load.takes(way) for load in kept))
+    return replace(matrix, repetitions=repetitions or matrix.repetitions, ways=used, workloads=kept)
 
 
 def cells(matrix: Matrix, seed: int) -> list[Cell]:
     """All cells in the order they run: a block for each repetition, each block in random order. Only a
     ladder is climbed from below, as the memory of a high step is not given back at once."""
     ordered: list[Cell] = []
-    for repetition in range(1, matrix.repetitions + 1):
-        block = [(way, load) for load in matrix.workloads for way in matrix.ways]
+    for repetition in range(1, max(map(matrix.repetitions_of, matrix.workloads)) + 1):
+        left = [load for load in matrix.workloads if repetition <= matrix.repetitions_of(load)]
+        block = [(way, load) for load in left for way in matrix.ways if load.takes(way)]
         # A text as seed gives the same order on every machine and for every Python 3.
         random.Random(f"{seed}/{repetition}").shuffle(block)
         block.sort(key=lambda cell: cell[1].held)
         for way, load in block:
-            ordered.append(Cell(len(ordered) + 1, repetition, way, load))
+            of_cell = f"{seed}/{repetition}/{load.name}/{way.name}"
+            ordered.append(Cell(len(ordered) + 1, repetition, way, load, of_cell))
     return ordered
