@@ -1,0 +1,373 @@
+"""The charts of a run: a Vega-Lite specification each, as data, and the rows it draws.
+
+The page and the pictures of NOTES.md draw the same specifications. A specification names its points
+"points" and holds none, so that the page can hand it those that a filter leaves. What comes from a run
+is only ever a point's value, never a part of a specification: there it could be read as an expression."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from matrix.points import (ANATOMY, NOTE, VERDICTS, WAY, Column, Point, bounds, figure, has_rate, is_killed, point,
+                           text, under_load, unit_of, whole)
+from matrix.rows import Row, Section
+
+Spec = dict[str, Any]
+
+# Told apart in all common kinds of colour blindness (Okabe and Ito, 2008), and on white as on near black:
+# for that some of their colours are darkened here. Every series has a shape of its own as well.
+BLUE, VERMILLION, GREEN, PURPLE, OCHRE, SKY, GREY = (
+    "#0072b2", "#d55e00", "#009e73", "#b5658f", "#a87900", "#3a8fc4", "#808080")
+COLOURS = [BLUE, VERMILLION, GREEN, PURPLE, OCHRE, SKY, GREY]
+SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]
+
+LOG = {"type": "log", "nice": False, "padding": 12}
+POINT = {"type": "point", "filled": True, "size": 70, "opacity": 1}
+PARTS = {"acceptor_cpu": "acceptor", "worker_cpu": "workers", "cpu": "both"}
+SHARES = ["acceptor_cpu", "worker_cpu"]
+PERCENTILES = {"p50": "p50", "p90": "p90", "p99": "p99", "p99_9": "p99.9", "max": "max"}
+BALANCES = {"connection_balance": "connections", "cpu_balance": "CPU"}
+
+
+@dataclass(frozen=True)
+class Chart:
+    name: str  # of its file too
+    title: str
+    caption: str  # how to read it
+    spec: Spec
+    fields: tuple[str, ...]  # what it draws of a row; without the first a row is in the table alone
+    rows: tuple[Point, ...]  # of its table
+    columns: tuple[Column, ...]
+
+    @property
+    def points(self) -> list[Point]:
+        """Each knows its row of the table: that is what it says on hover."""
+        return [
+            {"row": index, "way": row["way"], **{key: row[key] for key in self.fields}}
+            for index, row in enumerate(self.rows)
+            if row[self.fields[0]] is not None
+        ]
+
+
+@dataclass(frozen=True)
+class Topic:
+    name: str
+    title: str
+    draw: Callable[[list[Section]], Iterator[Chart]]
+    absent: str  # what a run without such charts lacks
+
+
+def charts(sections: list[Section]) -> dict[str, list[Chart]]:
+    return {topic.name: list(topic.draw(sections)) for topic in TOPICS}
+
+
+def config(ink: str, background: str | None = None) -> Spec:
+    """The looks that all charts share; `ink` is the colour of text."""
+    axis = {"labelColor": ink, "titleColor": ink, "domainColor": GREY, "tickColor": GREY, "gridColor": GREY,
+            "gridOpacity": 0.25, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
+    return {
+        "background": background,
+        "font": "system-ui, sans-serif",
+        "view": {"stroke": None, "continuousWidth": 620},
+        "axis": axis,
+        "axisX": {"labelOverlap": "greedy"},
+        "axisY": {"labelLimit": 260},
+        "legend": {"orient": "top", "labelColor": ink, "labelFontSize": 12, "labelLimit": 260},
+        "text": {"color": ink},
+    }
+
+
+def _spec(**parts: Any) -> Spec:
+    return {"data": {"name": "points"}, "height": {"step": 19}, **parts}
+
+
+def _name(*parts: str) -> str:
+    """A file's name: what a workload is called may be no part of a path."""
+    return re.sub(r"[^\w.-]+", "-", "-".join(parts))
+
+
+def _ways(field: str, order: str = "ascending") -> Spec:
+    """A line for each way, ordered by a figure; with an operation, as layers share an order only so."""
+    return {"field": "way", "type": "nominal", "title": None, "sort": {"field": field, "op": "min", "order": order}}
+
+
+def _axis(field: str, title: str, **more: Any) -> Spec:
+    return {"field": field, "type": "quantitative", "title": title, **more}
+
+
+def _series(field: str, names: dict[str, str]) -> Spec:
+    """Colour and shape for each series; `names` maps the values in the points to what the legend says."""
+    keys = list(names)
+    label = "".join(f"datum.value === '{key}' ? '{name}' : " for key, name in names.items()) + "datum.label"
+    columns = {"signal": f"width < 420 ? 2 : {len(keys)}"}
+    legend = {"title": None, "labelExpr": label, "symbolOpacity": 1, "columns": columns}
+
+    def channel(values: list[str]) -> Spec:
+        scale = {"domain": keys, "range": values[: len(keys)]}
+        return {"field": field, "type": "nominal", "legend": legend, "scale": scale}
+
+    return {"color": channel(COLOURS), "shape": channel(SHAPES)}
+
+
+def _interval(low: str, high: str, title: str, **more: Any) -> Spec:
+    return {"mark": {"type": "rule", "strokeWidth": 3, "color": GREY},
+            "encoding": {"x": _axis(low, title, **more), "x2": {"field": high}}}
+
+
+def _sorted(rows: list[Row], key: Callable[[Row], float | None], sign: int = 1) -> tuple[Point, ...]:
+    """By a figure; those without it last."""
+    return tuple(map(point, sorted(rows, key=lambda row: (key(row) is None, sign * (key(row) or 0)))))
+
+
+def throughput(sections: list[Section]) -> Iterator[Chart]:
+    for section in sections:
+        rows, unit, lower = under_load(section), unit_of(section), section.figure.lower_is_better
+        if not rows:
+            continue
+        spec = _spec(
+            encoding={"y": _ways("median", "ascending" if lower else "descending")},
+            layer=[
+                {"mark": {"type": "bar", "color": GREY, "opacity": 0.3}, "encoding": {"x": _axis("median", unit)}},
+                _interval("low", "high", unit),
+                {"mark": POINT, "encoding": {"x": _axis("median", unit),
+                                             **_series("verdict", {name: name for name in VERDICTS.values()})}},
+            ],
+        )
+        yield Chart(
+            _name("throughput", section.workload.name),
+            f"{section.workload.name}: {section.workload.summary}",
+            f"{'Shorter' if lower else 'Longer'} is better. The line at a bar's end is its 95 % interval; the mark "
+            f"says how the way compares with {section.baseline} within the same repetitions.",
+            spec,
+            ("median", "low", "high", "verdict"),
+            _sorted(rows, lambda row: row.median, 1 if lower else -1),
+            (WAY, figure(unit, "median"), bounds(""), figure("ratio", "ratio"), bounds("ratio_"),
+             text("verdict", "verdict"), text("loop", "loop"), text("workers", "workers"),
+             whole("repetitions", "repetitions"), NOTE),
+        )
+
+
+def cpu(sections: list[Section]) -> Iterator[Chart]:
+    for section in sections:
+        rows = [row for row in under_load(section) if row.cpu_us is not None]
+        if not rows:
+            continue
+        unit = f"server CPU, us per {section.figure.per}"
+        spec = _spec(
+            transform=[{"fold": list(PARTS), "as": ["part", "us"]}, {"filter": "datum.us > 0"}],
+            encoding={"y": _ways("cpu")},
+            layer=[
+                _interval("cpu_low", "cpu_high", unit, scale=LOG),
+                {"mark": POINT, "encoding": {"x": _axis("us", unit, scale=LOG), **_series("part", PARTS)}},
+            ],
+        )
+        yield Chart(
+            _name("cpu", section.workload.name),
+            f"{section.workload.name}: {unit}",
+            "Left is cheaper; the scale is logarithmic. The line is the 95 % interval of both together. "
+            "A server of one process has no acceptor: all its CPU counts as worker.",
+            spec,
+            ("cpu", "cpu_low", "cpu_high", "acceptor_cpu", "worker_cpu"),
+            _sorted(rows, lambda row: row.cpu_us),
+            (WAY, figure("both, us", "cpu"), bounds("cpu_"), figure("acceptor, us", "acceptor_cpu"),
+             figure("workers, us", "worker_cpu"), figure("ratio", "cpu_ratio"), bounds("cpu_ratio_"),
+             text("verdict", "cpu_verdict"), figure("voluntary switches", "voluntary"),
+             figure("involuntary switches", "involuntary")),
+        )
+
+
+def latency(sections: list[Section]) -> Iterator[Chart]:
+    unit = "latency, us"
+    spec = _spec(
+        transform=[{"fold": list(PERCENTILES), "as": ["percentile", "us"]}, {"filter": "datum.us > 0"}],
+        encoding={"y": _ways("p50")},
+        layer=[
+            {"mark": {"type": "rule", "color": GREY},
+             "encoding": {"x": _axis("p50", unit, scale=LOG), "x2": {"field": "max"}}},
+            {"mark": POINT, "encoding": {"x": _axis("us", unit, scale=LOG), **_series("percentile", PERCENTILES)}},
+        ],
+    )
+    for section in sections:
+        rows = [row for row in under_load(section) if row.latency_p50_us is not None]
+        if rows:
+            yield Chart(
+                _name("latency", section.workload.name),
+                f"{section.workload.name}: latency",
+                "Left is faster; the scale is logarithmic. Each mark is a percentile's median over the repetitions.",
+                spec,
+                tuple(PERCENTILES),
+                _sorted(rows, lambda row: row.latency_p50_us),
+                (WAY, *(figure(f"{name}, us", key) for key, name in PERCENTILES.items())),
+            )
+
+
+def balance(sections: list[Section]) -> Iterator[Chart]:
+    spec = _spec(
+        transform=[{"fold": list(BALANCES), "as": ["what", "largest"]}, {"filter": "datum.largest > 0"}],
+        mark=POINT,
+        encoding={"x": _axis("largest", "largest worker to the mean", scale={"zero": False}),
+                  "y": _ways("connection_balance"), **_series("what", BALANCES)},
+    )
+    for section in sections:
+        rows = [row for row in under_load(section) if row.connections_largest_to_mean is not None]
+        if rows:
+            yield Chart(
+                _name("balance", section.workload.name),
+                f"{section.workload.name}: balance over the workers",
+                "1 is even; where one worker has all, it is the number of workers. Medians over the repetitions.",
+                spec,
+                tuple(BALANCES),
+                _sorted(rows, lambda row: row.connections_largest_to_mean),
+                (WAY, text("workers", "workers"), figure("connections, largest to mean", "connection_balance"),
+                 figure("CPU, largest to mean", "cpu_balance")),
+            )
+
+
+def anatomy(sections: list[Section]) -> Iterator[Chart]:
+    unit = "server CPU, us per connection"
+    spec = _spec(
+        transform=[{"fold": SHARES, "as": ["part", "us"]}],
+        encoding={"y": _ways("order")},
+        layer=[
+            {"mark": {"type": "bar", "stroke": "white", "strokeWidth": 0.5},
+             "encoding": {"x": _axis("us", unit, stack=True), "order": {"field": "part"},
+                          "color": _series("part", {key: PARTS[key] for key in SHARES})["color"]}},
+            # Of the two points that a row became here, one has its text.
+            {"mark": {"type": "text", "align": "left", "dx": 6},
+             "encoding": {"x": _axis("cpu", unit),
+                          "text": {"condition": {"test": "datum.part === 'worker_cpu'",
+                                                 "field": "change"}, "value": ""}}},
+        ],
+    )
+    for section in sections:
+        rows = [row for row in section.rows if row.group == ANATOMY]
+        if any(row.cpu_us is not None for row in rows):
+            yield Chart(
+                _name("anatomy", section.workload.name),
+                f"{section.workload.name}: one step less in each row",
+                "The left part of a bar is the acceptor's, the right part the workers'. Beside it stands what the step "
+                "changes, in us; ~ where the intervals of the two rows overlap: this run does not tell such a step "
+                "from noise.",
+                spec,
+                ("cpu", "acceptor_cpu", "worker_cpu", "order", "change"),
+                tuple(_steps(rows)),
+                (WAY, figure("CPU, us", "cpu"), bounds("cpu_"), figure("acceptor, us", "acceptor_cpu"),
+                 figure("workers, us", "worker_cpu"), text("step changes, us", "change"),
+                 figure("of it acceptor", "acceptor_change"), figure("of it workers", "worker_change"),
+                 text("share of the whole", "share"), figure(unit_of(section), "median"), NOTE),
+            )
+
+
+def _steps(rows: list[Row]) -> list[Point]:
+    """In the matrix's order a row takes one step away from the row before it. What stands before the
+    baseline is another whole, not a step; without the baseline the first row is the whole."""
+    whole_at = next((index for index, row in enumerate(rows) if row.difference == "base"), 0)
+    points = [point(row) for row in rows]
+    for index, here in enumerate(points):
+        here.update(order=index, change="", acceptor_change=None, worker_change=None, share="")
+        before = points[index - 1]
+        if index <= whole_at or None in (here["cpu"], before["cpu"], points[whole_at]["cpu"]):
+            continue
+        change = here["cpu"] - before["cpu"]
+        here["change"] = f"{change:+.1f}" + ("" if _apart(here, before) else " ~")
+        here["acceptor_change"] = here["acceptor_cpu"] - before["acceptor_cpu"]
+        here["worker_change"] = here["worker_cpu"] - before["worker_cpu"]
+        here["share"] = f"{change / points[whole_at]['cpu']:+.0%}"
+    return points
+
+
+def _apart(one: Point, other: Point) -> bool:
+    """Stricter than the interval of a difference: what does not overlap differs."""
+    ends = (one["cpu_low"], one["cpu_high"], other["cpu_low"], other["cpu_high"])
+    return None not in ends and (one["cpu_high"] < other["cpu_low"] or other["cpu_high"] < one["cpu_low"])
+
+
+def scaling(sections: list[Section]) -> Iterator[Chart]:
+    """The ways that were measured with several numbers of connections, a chart for each kind of load and
+    number of workers: more lines in one nobody can tell apart."""
+    found: dict[tuple[str, str, bool, str], list[Point]] = {}
+    for section in sections:
+        for row in under_load(section):
+            if row.connections is not None and not has_rate(section):
+                here = point(row)
+                key = (section.workload.kind, unit_of(section), section.figure.lower_is_better, here["workers"])
+                found.setdefault(key, []).append(here)
+    for (kind, unit, lower, workers), points in found.items():
+        steps: dict[str, set[int]] = {}
+        for here in points:
+            steps.setdefault(here["way"], set()).add(here["at_once"])
+        rows = [here for here in points if len(steps[here["way"]]) > 1]
+        if rows:
+            yield _scaling(kind, unit, lower, workers, rows)
+
+
+def _scaling(kind: str, unit: str, lower: bool, workers: str, rows: list[Point]) -> Chart:
+    def series(values: list[str]) -> Spec:
+        columns = {"signal": "width < 420 ? 1 : width < 800 ? 2 : 4"}
+        legend = {"columns": columns}
+        return {"field": "way", "type": "nominal", "title": None, "scale": {"range": values}, "legend": legend}
+
+    y, colour = _axis("median", unit, scale=LOG), series(COLOURS)
+    spec = _spec(
+        height=300,
+        encoding={"x": _axis("at_once", "connections at once", scale=LOG)},
+        layer=[
+            {"mark": {"type": "line", "strokeWidth": 1.5}, "encoding": {"y": y, "color": colour}},
+            {"mark": {"type": "rule"},
+             "encoding": {"y": _axis("low", unit, scale=LOG), "y2": {"field": "high"}, "color": colour}},
+            {"mark": POINT, "encoding": {"y": y, "color": colour, "shape": series(SHAPES)}},
+        ],
+    )
+    shown = workers if workers == "no pool" else f"{workers} workers"
+    return Chart(
+        _name("scaling", kind, workers),
+        f"{kind}, {shown}: {unit} by connections",
+        f"{'Lower' if lower else 'Higher'} is better; both scales are logarithmic. Upright lines are 95 % intervals.",
+        spec,
+        ("median", "low", "high", "at_once"),
+        tuple(sorted(rows, key=lambda here: (here["way"], here["at_once"]))),
+        (WAY, whole("connections", "at_once"), figure(unit, "median"), bounds(""), figure("server CPU, us", "cpu"),
+         bounds("cpu_"), NOTE),
+    )
+
+
+def crashes(sections: list[Section]) -> Iterator[Chart]:
+    unit = "connections lost per kill"
+    spec = _spec(
+        encoding={"y": _ways("lost")},
+        layer=[
+            _interval("lost_low", "lost_high", unit),
+            {"mark": {**POINT, "color": VERMILLION}, "encoding": {"x": _axis("lost", unit)}},
+        ],
+    )
+    for section in sections:
+        if is_killed(section):
+            yield Chart(
+                _name("crashes", section.workload.name),
+                f"{section.workload.name}: {section.workload.summary}",
+                "Workers are killed with SIGKILL at random moments and replaced. Left is safer; the line is the exact "
+                "95 % interval.",
+                spec,
+                ("lost", "lost_low", "lost_high"),
+                _sorted(section.rows, lambda row: row.lost_per_kill),
+                (WAY, whole("kills", "kills"), figure("lost per kill", "lost"), bounds("lost_"),
+                 whole("attempts", "attempts"), text("failed", "failed"), whole("redelivered", "redelivered"),
+                 whole("over 1 s", "hung"), NOTE),
+            )
+
+
+TOPICS = (
+    Topic("throughput", "Throughput of each way", throughput, "no load that compares ways"),
+    Topic("cpu", "CPU, acceptor and workers apart", cpu, "no server's CPU"),
+    Topic("latency", "Latency", latency, "no latencies"),
+    Topic("balance", "Balance over the workers", balance, "no pool whose workers' shares are known"),
+    Topic("anatomy", "Anatomy of the queue", anatomy, "no ways of the group 'anatomy'; "
+          "experiments/run_matrix queue-anatomy and full have them"),
+    Topic("scaling", "Scaling with connections", scaling, "no way with several numbers of connections; "
+          "experiments/run_matrix scaling has them"),
+    Topic("crashes", "What is lost when a worker is killed", crashes, "no load during which workers are killed; "
+          "experiments/run_matrix faults has it"),
+)

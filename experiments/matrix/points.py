@@ -1,0 +1,129 @@
+"""The rows of a run as the report has them: flat, with texts for what a reader filters by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from matrix.rows import Row, Section, faults_text
+
+Point = dict[str, Any]
+
+ANATOMY = "anatomy"  # the group of ways that take one way apart
+VERDICTS = {"base": "baseline", "seen": "difference seen", "none": "no difference seen", "unknown": "cannot tell"}
+
+
+@dataclass(frozen=True)
+class Column:
+    head: str
+    text: Callable[[Point], str]
+    is_number: bool = True
+
+
+def number(value: float | None) -> str:
+    """Three significant digits are more than the repetitions agree on."""
+    if value is None:
+        return "–"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def between(ends: tuple[float | None, float | None] | None) -> str:
+    low, high = ends or (None, None)
+    return "–" if low is None or high is None else f"{number(low)} to {number(high)}"
+
+
+def counts(found: dict[str, int] | None) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in (found or {}).items() if count)
+
+
+def point(row: Row) -> Point:
+    """`low` and `high` of a figure are its 95 % interval."""
+    here = {
+        "workload": row.workload,
+        "way": row.way,
+        "strategy": row.strategy,
+        "method": row.method,
+        "loop": row.loop or "its own",
+        "workers": "no pool" if row.workers is None else str(row.workers),
+        "connections": "unknown" if row.connections is None else str(row.connections),
+        "at_once": row.connections,
+        "status": row.status,
+        "reason": " ".join(row.reason.split()),
+        "repetitions": row.repetitions,
+        "faults": faults_text(row),
+        "median": row.median,
+        "ratio": row.ratio,
+        "verdict": VERDICTS[row.difference],
+        "cpu": row.cpu_us,
+        "acceptor_cpu": row.acceptor_cpu_us,
+        "worker_cpu": row.worker_cpu_us,
+        "cpu_ratio": row.cpu_ratio,
+        "cpu_verdict": VERDICTS[row.cpu_difference],
+        "voluntary": row.voluntary_switches,
+        "involuntary": row.involuntary_switches,
+        "p50": row.latency_p50_us,
+        "p90": row.latency_p90_us,
+        "p99": row.latency_p99_us,
+        "p99_9": row.latency_p99_9_us,
+        "max": row.latency_max_us,
+        "connection_balance": row.connections_largest_to_mean,
+        "cpu_balance": row.cpu_largest_to_mean,
+        "kills": row.kills,
+        "attempts": row.kill_attempts,
+        "failed": counts(row.kill_failed),
+        "redelivered": row.redelivered,
+        "lost": row.lost_per_kill,
+        "hung": row.hung,
+    }
+    intervals = {"": row.interval, "ratio_": row.ratio_interval, "cpu_": row.cpu_interval,
+                 "cpu_ratio_": row.cpu_ratio_interval, "lost_": row.lost_per_kill_interval}
+    for prefix, bounds in intervals.items():
+        here[f"{prefix}low"], here[f"{prefix}high"] = bounds or (None, None)
+    return here
+
+
+def unit_of(section: Section) -> str:
+    return " ".join(section.figure.title).strip().replace(" /s", "/s")
+
+
+def is_killed(section: Section) -> bool:
+    return section.workload.kill_every_s > 0
+
+
+def has_rate(section: Section) -> bool:
+    """At a given rate the rate is no figure of the server."""
+    return "--rate" in section.workload.client
+
+
+def under_load(section: Section) -> list[Row]:
+    """The rows that compare ways. The anatomy's steps are a topic of their own, and so is killing."""
+    return [] if is_killed(section) else [row for row in section.rows if row.group != ANATOMY]
+
+
+def figure(head: str, key: str) -> Column:
+    return Column(head, lambda here: number(here[key]))
+
+
+def bounds(prefix: str) -> Column:
+    return Column("95 %", lambda here: between((here[f"{prefix}low"], here[f"{prefix}high"])))
+
+
+def whole(head: str, key: str) -> Column:
+    return Column(head, lambda here: "–" if here[key] is None else f"{here[key]:,}")
+
+
+def text(head: str, key: str) -> Column:
+    return Column(head, lambda here: here[key] or "–", is_number=False)
+
+
+def _note(here: Point) -> str:
+    """Why a row has no figure, and what faults stand behind one."""
+    reason = f"{here['status']}: {here['reason']}" if here["reason"] else ""
+    return "; ".join(part for part in (reason, here["faults"]) if part) or "–"
+
+
+WAY = text("way", "way")
+NOTE = Column("faults", _note, is_number=False)
