@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from matrix import stats
+from matrix import crashes, stats
 from matrix.spec import Matrix, Workload
 from matrix.store import Run
 
@@ -167,6 +167,7 @@ def _row(load: Workload, figure: Figure, way: str, cells: dict[int, dict[str, An
         row.spread = stats.spread(numbers)
     if measured:
         _describe(row, measured)
+        crashes.describe(row, measured)
     return row
 
 
