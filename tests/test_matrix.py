@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import os
+import random
 import re
 import select
 import signal
@@ -131,22 +132,25 @@ class Case(unittest.TestCase):
 
 
 class Statistics(unittest.TestCase):
-    def test_the_spread_is_half_the_range_by_the_median(self) -> None:
-        self.assertEqual(stats.median([30.0, 10.0, 20.0]), 20.0)
-        self.assertEqual(stats.spread([90.0, 100.0, 120.0]), 0.15)
-        self.assertIsNone(stats.spread([1.0]))
-
     def test_ratios_pair_within_a_repetition(self) -> None:
         # The second repetition was twice as slow for both: no difference.
         self.assertEqual(stats.paired_ratios({1: 50.0, 2: 25.0}, {1: 100.0, 2: 50.0}), [0.5, 0.5])
         self.assertEqual(stats.paired_ratios({1: 50.0, 3: 1.0}, {1: 100.0, 2: 50.0}), [0.5])
 
     def test_more_repetitions_see_smaller_differences(self) -> None:
-        noises = [noise for noise in (stats.noise([0.9, 1.0, 1.1]), stats.noise([0.5, 0.52])) if noise]
-        few, many = stats.unseen_below(noises, 3), stats.unseen_below(noises, 12)
-        assert few and many
-        self.assertLess(many, few)
-        self.assertIsNone(stats.unseen_below(noises, 1))
+        chance = random.Random(1)
+        ways = [[chance.lognormvariate(0, 0.1) for _ in range(60)] for _ in range(20)]
+        estimates = [[stats.estimate(ratios[:count]) for ratios in ways] for count in (3, 5, 15, 60)]
+        seen = [stats.unseen_below([found.interval for found in each if found]) for each in estimates]
+        assert None not in seen
+        self.assertEqual(seen, sorted(seen, reverse=True))
+        self.assertIsNone(stats.unseen_below([None]))
+
+    def test_too_few_repetitions_cannot_tell(self) -> None:
+        for ratios in ([], [0.1], [0.1, 0.1]):
+            self.assertEqual(stats.difference(stats.estimate(ratios)), "unknown")
+        self.assertEqual(stats.difference(stats.estimate([0.1, 0.11, 0.12])), "seen")
+        self.assertEqual(stats.difference(stats.estimate([1.0, 1.0, 1.0])), "none")
 
 
 class Order(unittest.TestCase):

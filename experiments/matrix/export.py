@@ -30,12 +30,14 @@ def as_csv(run: Run) -> str:
     writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        bounds = row["ratio_interval"]
-        row["ratio_interval"] = bounds and "{:g};{:g}".format(*bounds)
-        for key in ("failed_attempts", "server_errors"):
-            row[key] = ";".join(f"{name}={count}" for name, count in row[key].items())
-        writer.writerow(row)
+        writer.writerow({key: _flat(value) for key, value in row.items()})
     return out.getvalue()
+
+
+def _flat(value: object) -> object:
+    if isinstance(value, dict):
+        return ";".join(f"{name}={count}" for name, count in value.items())
+    return "{:g};{:g}".format(*value) if isinstance(value, tuple) else value
 
 
 def _indent_by_place(match: re.Match[str]) -> str:

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from matrix.rows import figure_of, value_of
+from matrix.figures import figure_of, value_of
 from matrix.spec import Cell
 
 

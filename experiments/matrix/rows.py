@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from matrix import crashes, stats
-from matrix.spec import Matrix, Workload
+from matrix import crashes, figures, stats
+from matrix.figures import OF_ALL_HELD, Figure, Measured, figure_of, wanted
+from matrix.spec import Matrix, Way, Workload
+from matrix.stats import Interval
 from matrix.store import Run
-
 
 CLIENT_LIMIT = 0.95  # of one CPU: from here on the client may be what limits
 
 
-@dataclass(frozen=True)
-class Figure:
-    """The figure that ranks a kind of workload, and the unit of work that CPU is counted by."""
-
-    key: str
-    title: tuple[str, str]  # two lines of a column's head
-    per: str  # "connection" or "request"
-    lower_is_better: bool = False
-
-
-FIGURES = {
-    "crr": Figure("connections_per_s", ("conn", "/s"), "connection"),
-    "rr": Figure("requests_per_s", ("requests", "/s"), "request"),
-    "client-cpu": Figure("client_cpu_us", ("client CPU", "us/conn"), "connection", lower_is_better=True),
-    "hold": Figure("connect_all_s", ("connect", "all, s"), "connection", lower_is_better=True),
-    "echo": Figure("active_p50_us", ("echo p50", "us"), "request", lower_is_better=True),
-}
-
-OF_ALL_HELD = ("connect_all_s", "active_p50_us")
 KERNEL_SEEN_FROM = 10_000  # connections
+MEDIANS = {
+    "acceptor_cpu_us": "acceptor-cpu",
+    "worker_cpu_us": "worker-cpu",
+    "voluntary_switches": "voluntary-switches",
+    "involuntary_switches": "involuntary-switches",
+    "latency_p50_us": "p50",
+    "latency_p90_us": "p90",
+    "latency_p99_us": "p99",
+    "latency_p99_9_us": "p99.9",
+    "latency_max_us": "max",
+}
+Cells = dict[int, dict[str, Any]]  # of one way and workload, by repetition
 INTERRUPTED = "interrupted before its turn"
 
 
@@ -42,25 +36,41 @@ INTERRUPTED = "interrupted before its turn"
 class Row:
     workload: str
     way: str
+    # What a row can be looked for by.
+    kind: str = ""  # of the workload
+    strategy: str = ""  # fork, select, poll, epoll, uring, pool, peer
+    method: str = ""  # of a pool, with its options
+    loop: str = ""
+    workers: int | None = None
+    connections: int | None = None  # of the client
+    group: str = ""  # the matrix's own
     status: str = "not run"  # ok, failed, unsupported, not run
     reason: str = ""
     repetitions: int = 0  # with a value
     repetitions_without_value: int = 0
-    metric: str = ""
+    metric: str = ""  # the figure that ranks
     per: str = ""
-    median: float | None = None
+    median: float | None = None  # of that figure, and the next three
     min: float | None = None
     max: float | None = None
-    spread: float | None = None
-    ratio: float | None = None
-    ratio_min: float | None = None
-    ratio_max: float | None = None
-    ratio_interval: tuple[float, float] | None = None  # 95 % of the median ratio
-    difference_seen: bool | None = None
-    latency_p50_us: float | None = None
-    latency_p99_us: float | None = None
-    acceptor_cpu_us: float | None = None  # of the server, per connection or request
+    interval: Interval | None = None
+    ratio: float | None = None  # to the baseline, within repetitions
+    ratio_interval: Interval | None = None
+    difference: str = "unknown"  # base, seen, none, unknown
+    cpu_us: float | None = None  # of the server, per connection or request
+    cpu_interval: Interval | None = None
+    cpu_ratio: float | None = None
+    cpu_ratio_interval: Interval | None = None
+    cpu_difference: str = "unknown"
+    acceptor_cpu_us: float | None = None
     worker_cpu_us: float | None = None
+    voluntary_switches: float | None = None  # of the server, per connection or request
+    involuntary_switches: float | None = None
+    latency_p50_us: float | None = None
+    latency_p90_us: float | None = None
+    latency_p99_us: float | None = None
+    latency_p99_9_us: float | None = None
+    latency_max_us: float | None = None
     connections_largest_to_mean: float | None = None  # over the workers
     cpu_largest_to_mean: float | None = None
     client_cpu_share: float | None = None
@@ -82,6 +92,14 @@ class Row:
     degraded: str = ""  # why a server was not whole at its end
     queue_overflows: int = 0
     faults: int = 0
+    # Where workers are killed during the load.
+    kills: int | None = None
+    kill_attempts: int | None = None
+    kill_failed: dict[str, int] | None = None  # by outcome
+    redelivered: int | None = None
+    lost_per_kill: float | None = None
+    lost_per_kill_interval: Interval | None = None
+    hung: int | None = None  # attempts over 1 s
 
 
 @dataclass
@@ -89,93 +107,90 @@ class Section:
     workload: Workload
     figure: Figure
     rows: list[Row]
-    unseen_below: float | None  # relative differences under this are noise
+    baseline: str
+    cells: dict[str, Cells]  # of each way
+    unseen_below: float | None = None  # relative differences under this are often not seen
+    cpu_unseen_below: float | None = None
+
+    def measured(self, way: str, metric: str) -> Measured | None:
+        values = {
+            name: figures.values_of(self.cells[name], metric, self.figure)
+            for name in (way, self.baseline)
+            if name in self.cells
+        }
+        return figures.measure(values[way], values.get(self.baseline, {}), way == self.baseline)
 
 
-def sections(run: Run) -> list[Section]:
+def sections(run: Run, baseline: str | None = None) -> list[Section]:
     matrix = Matrix.from_json(run.meta["matrix"])
-    found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    found: dict[tuple[str, str], Cells] = {}
     for cell in run.cells:
         found.setdefault((cell["way"], cell["workload"]), {})[cell["repetition"]] = cell
     return [
-        _section(matrix, load, {way.name: found.get((way.name, load.name), {}) for way in matrix.ways if load.takes(way)})
+        _section([way for way in matrix.ways if load.takes(way)], load, found, baseline or matrix.baseline)
         for load in matrix.workloads
     ]
 
 
-def _section(matrix: Matrix, load: Workload, cells: dict[str, dict[int, dict[str, Any]]]) -> Section:
-    figure = figure_of(load)
-    values = {
-        way: {rep: value for rep, cell in by_rep.items() if (value := value_of(cell, figure)) is not None}
-        for way, by_rep in cells.items()
-    }
-    base = values.get(matrix.baseline, {})
-    ratios = {way: stats.paired_ratios(of_way, base) for way, of_way in values.items()}
-    noises = [
-        noise
-        for way, of_way in ratios.items()
-        if way != matrix.baseline and (noise := stats.noise(of_way)) is not None
-    ]
-    unseen = stats.unseen_below(noises, len(base))
-    rows = [_row(load, figure, way, by_rep, values[way]) for way, by_rep in cells.items()]
-    for row in rows:
-        _compare(row, ratios[row.way], unseen)
-    return Section(load, figure, rows, unseen)
+def _section(ways: Sequence[Way], load: Workload, found: dict[tuple[str, str], Cells], baseline: str) -> Section:
+    section = Section(load, figure_of(load), [], baseline, {way.name: found.get((way.name, load.name), {}) for way in ways})
+    for way in ways:
+        row = _row(section, way)
+        section.rows.append(row)
+        _compare(row, section)
+    others = [row for row in section.rows if row.way != baseline]
+    section.unseen_below = stats.unseen_below([row.ratio_interval for row in others])
+    section.cpu_unseen_below = stats.unseen_below([row.cpu_ratio_interval for row in others])
+    return section
 
 
-def figure_of(load: Workload) -> Figure:
-    return FIGURES[load.figure or load.kind]
-
-
-def value_of(cell: dict[str, Any], figure: Figure) -> float | None:
-    if cell["status"] != "ok":
-        return None
-    if figure.key == "client_cpu_us":
-        used, echoed = cell["client"]["client"], cell["client"]["outcomes"]["echoed"]
-        return (used["user_us"] + used["system_us"]) / echoed if echoed else None
-    if figure.key in OF_ALL_HELD and cell["client"].get("peak_connections") != _wanted(cell):
-        return None  # with fewer connections it is another figure
-    if figure.key == "active_p50_us":
-        return cell["client"].get("active_latency", {}).get("p50_us")
-    return cell["client"].get(figure.key)
-
-
-def _wanted(cell: dict[str, Any]) -> int:
-    options = cell["client_options"]
-    return int(options[options.index("--connections") + 1])
-
-
-def _row(load: Workload, figure: Figure, way: str, cells: dict[int, dict[str, Any]],
-         values: dict[int, float]) -> Row:
-    row = Row(load.name, way, metric=figure.key, per=figure.per)
-    measured = [cell for cell in cells.values() if cell["status"] == "ok"]
+def _row(section: Section, way: Way) -> Row:
+    cells, figure = section.cells[way.name], section.figure
+    row = Row(section.workload.name, way.name, metric=figure.key, per=figure.per)
+    _place(row, section.workload, way, cells)
     _count_faults(row, cells.values())
     if not cells:
         row.reason = INTERRUPTED
         return row
+    values = figures.values_of(cells, "rate", figure)
     without_value = [cell for rep, cell in sorted(cells.items()) if rep not in values]
-    row.repetitions_without_value = len(without_value)
+    row.repetitions, row.repetitions_without_value = len(values), len(without_value)
     row.status = "ok" if values else "failed"
     if without_value:
         first = without_value[0]
         row.status = "ok" if values else first["status"].replace("ok", "failed")
         row.reason = first["reason"] or _shortfall(first, figure)
-    if values:
-        numbers = list(values.values())
-        row.repetitions = len(numbers)
-        row.median, row.min, row.max = stats.median(numbers), min(numbers), max(numbers)
-        row.spread = stats.spread(numbers)
-    if measured:
-        _describe(row, measured)
+    if measured := [cell for cell in cells.values() if cell["status"] == "ok"]:
+        _describe(row, section, measured)
         crashes.describe(row, measured)
     return row
+
+
+def _place(row: Row, load: Workload, way: Way, cells: Cells) -> None:
+    """The axes, by how the programs were started; a cell that was run knows that better than the matrix."""
+    ran = next(iter(cells.values()), None)
+    server = _options(ran["server_options"] if ran else way.server)
+    client = _options(ran["client_options"] if ran else load.client)
+    row.kind, row.group = "kill" if load.kill_every_s else load.kind, way.group
+    row.strategy = "peer" if way.kind == "peers" else server.get("--strategy", "epoll")
+    if row.strategy == "pool":
+        row.method = server.get("--ipc", "")
+        row.loop = server.get("--loop", "epoll")
+        row.workers = int(server["--workers"]) if "--workers" in server else None
+    elif row.strategy not in ("peer", "fork"):
+        row.loop = row.strategy
+    row.connections = int(client.get("--connections", load.held)) or None
+
+
+def _options(argv: Sequence[str]) -> dict[str, str]:
+    return dict(zip(argv, argv[1:]))
 
 
 def _shortfall(cell: dict[str, Any], figure: Figure) -> str:
     if figure.key in OF_ALL_HELD:
         peak = cell["client"].get("peak_connections", 0)
         failed = _text({key: n for key, n in cell["client"].get("outcomes", {}).items() if key != "echoed"})
-        return f"connected {peak:,} of {_wanted(cell):,}{': ' + failed if failed else ''}"
+        return f"connected {peak:,} of {wanted(cell):,}{': ' + failed if failed else ''}"
     return f"the client's result has no {figure.key}"
 
 
@@ -183,7 +198,7 @@ def _text(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {key}" for key, count in counts.items() if count)
 
 
-def _describe(row: Row, cells: list[dict[str, Any]]) -> None:
+def _describe(row: Row, section: Section, cells: list[dict[str, Any]]) -> None:
     """Medians over the repetitions. Not merged histograms: a recorded copy has no buckets, and its
     table must be the same."""
 
@@ -191,24 +206,14 @@ def _describe(row: Row, cells: list[dict[str, Any]]) -> None:
         known = [value for value in values if value is not None]
         return stats.median(known) if known else None
 
-    def latency(cell: dict[str, Any]) -> dict[str, float]:
-        return cell["client"].get("active_latency") or cell["client"].get("latency") or {}
-
-    def cpu(cell: dict[str, Any], who: str) -> float | None:
-        totals = cell["server"]["totals"]
-        done = totals.get("echoes" if row.per == "request" else "accepted")
-        return totals[f"{who}_cpu_us"] / done if done and f"{who}_cpu_us" in totals else None
-
     def largest_to_mean(cell: dict[str, Any], what: str) -> float | None:
         balance = cell["server"].get("balance", {}).get(what)
         return balance["largest_to_mean"] if balance else None
 
     row.connections_largest_to_mean = middle([largest_to_mean(cell, "connections") for cell in cells])
     row.cpu_largest_to_mean = middle([largest_to_mean(cell, "cpu") for cell in cells])
-    row.latency_p50_us = middle([latency(cell).get("p50_us") for cell in cells])
-    row.latency_p99_us = middle([latency(cell).get("p99_us") for cell in cells])
-    row.acceptor_cpu_us = middle([cpu(cell, "acceptor") for cell in cells])
-    row.worker_cpu_us = middle([cpu(cell, "worker") for cell in cells])
+    for name, metric in MEDIANS.items():
+        setattr(row, name, middle([figures.METRICS[metric].value(cell, section.figure) for cell in cells]))
     row.client_cpu_share = middle([cell["client"].get("client", {}).get("cpu_share") for cell in cells])
     row.client_limited = any(_client_limited(cell["client"].get("client", {})) for cell in cells)
     row.host_cpu = middle([cell["host_cpu"] for cell in cells])
@@ -218,10 +223,10 @@ def _describe(row: Row, cells: list[dict[str, Any]]) -> None:
 
 def _describe_held(row: Row, cells: list[dict[str, Any]]) -> None:
     def each(value: Callable[[dict[str, Any]], float]) -> float:
-        return stats.median([value(cell["held"]) / _wanted(cell) for cell in cells])
+        return stats.median([value(cell["held"]) / wanted(cell) for cell in cells])
 
     # The kernel's is the whole machine's, and other programs move it by megabytes.
-    if _wanted(cells[0]) >= KERNEL_SEEN_FROM:
+    if wanted(cells[0]) >= KERNEL_SEEN_FROM:
         row.kernel_bytes = each(lambda held: held["kernel"]["bytes"])
     # Without what the server used before there was a client. A client has its table of connections from
     # the start, so all of it counts.
@@ -274,11 +279,11 @@ def faults_text(row: Row) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _compare(row: Row, ratios: list[float], unseen: float | None) -> None:
-    if not ratios:
-        return
-    row.ratio, row.ratio_min, row.ratio_max = stats.median(ratios), min(ratios), max(ratios)
-    row.ratio_interval = stats.interval(ratios)
-    if unseen is not None:
-        agreed = row.ratio_min > 1 or row.ratio_max < 1
-        row.difference_seen = agreed and max(row.ratio, 1 / row.ratio) - 1 >= unseen
+def _compare(row: Row, section: Section) -> None:
+    if found := section.measured(row.way, "rate"):
+        row.median, row.min, row.max = found.median, min(found.values), max(found.values)
+        row.interval, row.difference = found.interval, found.difference
+        row.ratio, row.ratio_interval = found.ratio, found.ratio_interval
+    if found := section.measured(row.way, "cpu"):
+        row.cpu_us, row.cpu_interval, row.cpu_difference = found.median, found.interval, found.difference
+        row.cpu_ratio, row.cpu_ratio_interval = found.ratio, found.ratio_interval

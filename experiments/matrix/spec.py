@@ -17,7 +17,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "matrices"
 SCHEMA = "c10k-matrix/1"
 STRATEGIES = ("fork", "select", "poll", "epoll", "uring", "pool")
 LOOPS = ("select", "poll", "epoll", "uring")
-KINDS = ("crr", "rr", "hold", "storm")
+KINDS = ("crr", "rr", "hold")
 PINNED = ("acceptor", "workers", "client")
 MOST_REPETITIONS = 1000
 
@@ -268,7 +268,7 @@ def _check_names(matrix: Matrix) -> None:
 
 
 def _check_workload(load: Workload, matrix: Matrix) -> None:
-    from matrix.rows import FIGURES  # which imports this module
+    from matrix.figures import FIGURES  # which imports this module
 
     where = f"workload {load.name}"
     _one_of(load.kind, KINDS, f"kind in {where}:")

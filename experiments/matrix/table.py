@@ -5,6 +5,7 @@ and nothing may be wrapped or cut but a way's name and a reason."""
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from matrix import facts
+from matrix import facts, stats
 from matrix.rows import CLIENT_LIMIT, INTERRUPTED, Row, Section, faults_text, sections
+from matrix.stats import Interval
 from matrix.store import Run
 
 WIDTH = 80
@@ -39,16 +41,18 @@ def _milliseconds(value: float | None) -> str:
     return "-" if value is None else _number(value / 1000)
 
 
-def _ratio(row: Row, baseline: str) -> str:
-    if row.way == baseline:
+def plus_minus(interval: Interval | None) -> str:
+    """Half an interval, as a share of the figure."""
+    return "" if interval is None else f"±{math.expm1(stats.half_width(interval)):.0%}"
+
+
+MARKS = {"seen": " ", "none": "~", "unknown": "?"}
+
+
+def ratio_text(ratio: float | None, interval: Interval | None, difference: str) -> str:
+    if difference == "base":
         return "1.00 base"
-    if row.ratio is None:
-        return "-"
-    return f"{row.ratio:.2f}" + ("~" if row.difference_seen is False else " ") + "    "
-
-
-def _interval(row: Row) -> str:
-    return "-" if row.ratio_interval is None or row.ratio == row.ratio_min == row.ratio_max else "{:.2f} to {:.2f}".format(*row.ratio_interval)
+    return "-" if ratio is None else f"{ratio:.2f}{MARKS[difference]}{plus_minus(interval):4}"
 
 
 def _cpu(row: Row) -> str:
@@ -60,22 +64,22 @@ def _cpu(row: Row) -> str:
 
 
 def _columns(section: Section, matrix: dict[str, Any]) -> list[Column]:
-    baseline = matrix["baseline"]
+    baseline = section.baseline
+    head = _cut(baseline, 11)
     per = {"connection": "us/conn", "request": "us/req"}[section.figure.per]
     rate = Column(section.figure.title, lambda row: _number(row.median))
-    spread = Column(("", "±"), lambda row: "-" if row.spread is None else f"{row.spread:.0%}")
-    ratio = Column(("ratio to", baseline), lambda row: _ratio(row, baseline))
+    within = Column(("", "95 %"), lambda row: plus_minus(row.interval) or "-")
+    ratio = Column(("ratio to", head), lambda row: ratio_text(row.ratio, row.ratio_interval, row.difference))
     p50 = Column(("p50", "ms"), lambda row: _milliseconds(row.latency_p50_us))
     p99 = Column(("p99", "ms"), lambda row: _milliseconds(row.latency_p99_us))
     cpu = Column(("CPU a+w", per), _cpu)
+    cpu_ratio = Column(("CPU to", head),
+                       lambda row: ratio_text(row.cpu_ratio, row.cpu_ratio_interval, row.cpu_difference))
     faults = Column(("", "faults"), lambda row: f"{row.faults:,}")
-    if section.figure.key == "client_cpu_us":
-        bounds = Column(("", "95 %"), _interval)
-        return [rate, spread, ratio, bounds, cpu, faults]
     if section.workload.held:
         return [rate, p50, p99, *_held_columns(), faults]
     if not matrix.get("balance"):
-        return [rate, spread, ratio, p50, p99, cpu, faults]
+        return [rate, within, ratio, cpu, cpu_ratio, p99, faults]
     connections = Column(("conn max", "to mean"), lambda row: _number(row.connections_largest_to_mean))
     busy = Column(("CPU max", "to mean"), lambda row: _number(row.cpu_largest_to_mean))
     return [rate, ratio, p99, cpu, connections, busy, faults]
@@ -95,11 +99,14 @@ def _held_columns() -> list[Column]:
 
 
 def _short(way: str, width: int) -> str:
-    """A way's name without the keys of its options, and cut if that is still too long."""
-    if len(way) > width and ":" in way:
-        method, options = way.split(":", 1)
-        way = f"{method}:" + ",".join(option.split("=", 1)[-1] for option in options.split(","))
-    return way if len(way) <= width else way[: width - 1] + "…"
+    """A way's name without the keys of its options, and cut if that is still too long: in the method
+    rather than in its options, which tell it from the next row."""
+    if len(way) <= width or ":" not in way:
+        return _cut(way, width)
+    method, options = way.split(":", 1)
+    options = ",".join(option.split("=", 1)[-1] for option in options.split(","))
+    room = width - len(options) - 1
+    return _cut(f"{_cut(method, room) if room > 4 else method}:{options}", width)
 
 
 def _cut(text: str, width: int) -> str:
@@ -107,7 +114,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def _section(section: Section, matrix: dict[str, Any]) -> list[Text]:
-    baseline = matrix["baseline"]
+    baseline = section.baseline
     columns = _columns(section, matrix)
     figures = {row.way: [column.text(row) for column in columns] for row in section.rows if row.repetitions}
     widths = [
@@ -157,20 +164,24 @@ def _explained(all_sections: list[Section]) -> list[str]:
     return [f"{', '.join(names)} ({loads}): {text}" for (loads, text), names in ways.items()]
 
 
+def _seen(all_sections: list[Section]) -> str:
+    """How large a difference this run can see."""
+    limits = {
+        what: [f"{section.workload.name} {limit:.0%}" for section in all_sections
+               if (limit := getattr(section, field)) is not None]
+        for what, field in (("the figure", "unseen_below"), ("CPU", "cpu_unseen_below"))
+    }
+    if not any(limits.values()):
+        return "Fewer than three repetitions: no difference can be told from noise."
+    parts = "; ".join(f"of {what} {', '.join(found)}" for what, found in limits.items() if found)
+    return (f"Of true differences to {all_sections[0].baseline} this run sees nine of ten from about this size on, "
+            f"and few of half of it: {parts}.")
+
+
 def _context(run: Run, all_sections: list[Section]) -> list[str]:
     """What must be known to read the figures, a paragraph each."""
     meta, matrix = run.meta, run.meta["matrix"]
     cores = meta["host"]["cores"]
-    limits = [
-        f"{section.workload.name} {section.unseen_below:.0%}"
-        for section in all_sections
-        if section.unseen_below is not None
-    ]
-    seen = (
-        f"Differences to {matrix['baseline']} under about {', '.join(limits)} are not seen by this run."
-        if limits
-        else "Without two repetitions of the baseline and of another way no difference can be told from noise."
-    )
     limited: dict[str, list[str]] = {}
     for section in all_sections:
         for row in section.rows:
@@ -185,9 +196,8 @@ def _context(run: Run, all_sections: list[Section]) -> list[str]:
     if len(run.cells) < planned:
         found.append(f"interrupted: {len(run.cells)} of {planned} cells are recorded (go on: run_matrix --resume)")
     paragraphs = [
-        f"Median of {matrix['repetitions']} repetition{'s' * (matrix['repetitions'] > 1)}; ± is half their "
-        "range. The ratio is the median of those within a repetition; ~ means no difference seen. "
-        + seen,
+        f"Median of {matrix['repetitions']} repetition{'s' * (matrix['repetitions'] > 1)}; ± is half the 95 % "
+        "interval. A ratio is the typical one within repetitions: ~ no difference seen, ? cannot tell. " + _seen(all_sections),
         "CPU is the server's, acceptor + workers (one figure: one process), from ready to end.",
         f"Client and server share {cores} cores; {meta['client_shape']}. Compare only within this load.",
         f"Seed {meta['seed']}, {meta['started_at'][:16]} UTC, revision {revision}, "
@@ -199,7 +209,7 @@ def _context(run: Run, all_sections: list[Section]) -> list[str]:
         why = f"a process used {CLIENT_LIMIT:.0%} of a CPU or more, or started late"
         paragraphs.insert(3, f"The client may be the limit ({why}) in {who}.")
     if any(section.figure.key == "client_cpu_us" for section in all_sections):
-        paragraphs.insert(2, "95 % is the bootstrap interval of that ratio. The client's CPU is its own, user and system.")
+        paragraphs.insert(2, "The client's CPU is its own, user and system.")
     if any(section.figure.key == "connect_all_s" for section in all_sections):
         what = "hold: its latency is of the echoes while all are connected"
         paragraphs.insert(2, f"{what}; a ratio below 1 is faster.")
