@@ -192,11 +192,13 @@ def _context(run: Run, all_sections: list[Section]) -> list[str]:
     who = "; ".join(f"{load}: {ways}" for load, ways in every.items())
     revision = (meta["source"]["revision"] or "unknown")[:12]
     found = facts.flags(meta, run.cells)
-    planned = matrix["repetitions"] * sum(rows.values())
+    repetitions = [section.workload.repetitions or matrix["repetitions"] for section in all_sections]
+    planned = sum(times * len(section.rows) for times, section in zip(repetitions, all_sections))
+    times = " or ".join(map(str, sorted(set(repetitions))))
     if len(run.cells) < planned:
         found.append(f"interrupted: {len(run.cells)} of {planned} cells are recorded (go on: run_matrix --resume)")
     paragraphs = [
-        f"Median of {matrix['repetitions']} repetition{'s' * (matrix['repetitions'] > 1)}; ± is half the 95 % "
+        f"Median of {times} repetition{'s' * (times != '1')}; ± is half the 95 % "
         "interval. A ratio is the typical one within repetitions: ~ no difference seen, ? cannot tell. " + _seen(all_sections),
         "CPU is the server's, acceptor + workers (one figure: one process), from ready to end.",
         f"Client and server share {cores} cores; {meta['client_shape']}. Compare only within this load.",
