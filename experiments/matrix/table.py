@@ -162,11 +162,6 @@ def _context(run: Run, all_sections: list[Section]) -> list[str]:
     return paragraphs + [f"Note: {remark}." for remark in run.remarks]
 
 
-def shown_path(run: Run) -> str:
-    path = run.path.resolve()
-    return str(path.relative_to(facts.ROOT)) if path.is_relative_to(facts.ROOT) else str(path)
-
-
 def lines(run: Run, all_sections: list[Section] | None = None) -> list[Text]:
     """The whole table, each line at most WIDTH columns."""
     found: list[Text] = []
@@ -178,7 +173,7 @@ def lines(run: Run, all_sections: list[Section] | None = None) -> list[Text]:
     for text in _context(run, all_sections):
         found += layout.paragraph(text, "dim")
     # Not wrapped: a path is for copying.
-    found.append(Text(f"Data: {shown_path(run)}", style="dim"))
+    found.append(Text(f"Data: {facts.shown_path(run.path)}", style="dim"))
     return found
 
 
@@ -191,5 +186,5 @@ def markdown(run: Run, all_sections: list[Section] | None = None) -> str:
     parts = [part for section in all_sections for part in layout.markdown(_block(section, run.meta["matrix"]))]
     parts += [f"- {note}" for note in _explained(all_sections)]
     parts += [f"- {text}" for text in _context(run, all_sections)]
-    parts.append(f"- Data: `{shown_path(run)}`")
+    parts.append(f"- Data: `{facts.shown_path(run.path)}`")
     return "\n".join(parts) + "\n"
