@@ -1,5 +1,7 @@
 """Entry of both programs: python3 experiments/matrix run_matrix|inspect ARGUMENTS."""
 
+import errno
+import os
 import sys
 from pathlib import Path
 
@@ -7,11 +9,19 @@ from pathlib import Path
 # `matrix` and none of them can stand in for one of the standard library.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from matrix import inspect_cli, run_cli  # noqa: E402
+from matrix import inspect_cli, run_cli, usage  # noqa: E402
 
 PROGRAMS = {"run_matrix": run_cli.main, "inspect": inspect_cli.main}
 
 if __name__ == "__main__":
     # A terminal that knows no ± gets a question mark, not a traceback.
     sys.stdout.reconfigure(errors="replace")
-    sys.exit(PROGRAMS[sys.argv[1]](sys.argv[2:]))
+    code = PROGRAMS[sys.argv[1]](sys.argv[2:])
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Else the interpreter tries once more as it ends, and shows a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if code == 0 and error.errno != errno.EPIPE:
+            code = usage.fail(sys.argv[1], f"output: {error.strerror}")
+    sys.exit(code)

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from matrix import held, peers, plan
+from matrix import crashes, held, peers, pins, plan
 from matrix.counters import Snapshot
 from matrix.process import Child, Waiter, describe_exit
 from matrix.spec import Cell, Way
@@ -59,57 +59,68 @@ class Tools:
         return f"this c10k-server has no {way.needs} among its {way.kind}"
 
 
+def refusal(cell: Cell) -> str:
+    """Why this machine cannot hold so many, or has not these cores; empty when it can."""
+    planned = plan_of(cell)
+    return (planned.refusal if planned else "") or pins.refusal(cell.workload)
+
+
 def run(cell: Cell, tools: Tools, waiter: Waiter) -> dict[str, Any]:
     """Measures one cell and gives its record. Raises only Interrupted."""
-    server_options = [] if cell.way.kind == "peers" else ["--listen", "127.0.0.1:0", *cell.way.server]
-    client_options = ["--workload", cell.workload.kind, *cell.workload.client]
-    planned = plan_of(cell)
-    if planned:
-        server_options += planned.server_options()
-        client_options += planned.client_options(cell.workload.held)
-    record: dict[str, Any] = {
-        "schema": CELL_SCHEMA,
-        "way": cell.way.name,
-        "workload": cell.workload.name,
-        "repetition": cell.repetition,
-        "order": cell.order,
-        "status": "ok",
-        "reason": tools.unsupported(cell.way),
-        "server_options": server_options,
-        "client_options": client_options,
-        "server_program": cell.way.needs if cell.way.kind == "peers" else tools.server.name,
-        "client_program": cell.way.client or tools.client.name,
-        "client": None,
-        "server": None,
-        "held": None,
-        "netstat": {},
-        "host_cpu": None,
-        "other_cpu": 0.0,
-        "started_at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-        "elapsed_s": 0.0,
-    }
-    if record["reason"]:
-        record["status"] = "unsupported"
-        return record
-    if planned and planned.refusal:
-        record["status"] = "not run"
-        record["reason"] = planned.refusal
-        return record
+    record = _empty(cell, tools)
+    for status, reason in (("unsupported", tools.unsupported(cell.way)), ("not run", refusal(cell))):
+        if reason:
+            record["status"], record["reason"] = status, reason
+            return record
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="c10k-cell-", ignore_cleanup_errors=True) as folder:
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix="c10k-cell-", ignore_cleanup_errors=True) as folder:
             _measure(record, cell, tools, waiter, Path(folder))
-        except (CellFailed, held.OutOfMemory, OSError, subprocess.SubprocessError) as error:
-            record["status"] = "failed"
-            record["reason"] = str(error)
-            if isinstance(error, OSError) and error.filename:
-                record["reason"] = f"{Path(error.filename).name}: {error.strerror}"
+    except (CellFailed, crashes.NoWorker, held.OutOfMemory, OSError, subprocess.SubprocessError) as error:
+        record["status"] = "failed"
+        record["reason"] = str(error)
+        if isinstance(error, OSError) and error.filename:
+            record["reason"] = f"{Path(error.filename).name}: {error.strerror}"
     record["elapsed_s"] = round(time.monotonic() - started, 3)
     return record
 
 
+def _empty(cell: Cell, tools: Tools) -> dict[str, Any]:
+    """The record of a cell of which nothing is known yet but what it will do."""
+    load = cell.workload
+    server_options = [] if cell.way.kind == "peers" else ["--listen", "127.0.0.1:0", *cell.way.server]
+    client_options = ["--workload", load.kind, *load.client]
+    if planned := plan_of(cell):
+        server_options += planned.server_options()
+        client_options += planned.client_options(load.held)
+    return {
+        "schema": CELL_SCHEMA,
+        "way": cell.way.name,
+        "workload": load.name,
+        "repetition": cell.repetition,
+        "order": cell.order,
+        "status": "ok",
+        "reason": "",
+        "server_options": server_options,
+        "client_options": client_options,
+        "server_program": cell.way.needs if cell.way.kind == "peers" else tools.server.name,
+        "client_program": cell.way.client or tools.client.name,
+        "pin": load.pin,
+        "client": None,
+        "server": None,
+        "held": None,
+        "crashes": None,
+        "netstat": {},
+        "host_cpu": None,
+        "core_cpu": {},
+        "other_cpu": 0.0,
+        "started_at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+        "elapsed_s": 0.0,
+    }
+
+
 def _measure(record: dict[str, Any], cell: Cell, tools: Tools, waiter: Waiter, folder: Path) -> None:
-    report, result = folder / "server.json", folder / "client.json"
+    report = folder / "server.json"
     peer = peers.SERVERS[cell.way.needs] if cell.way.kind == "peers" else None
     if peer:
         argv = peer.command(tools.folder)
@@ -117,55 +128,69 @@ def _measure(record: dict[str, Any], cell: Cell, tools: Tools, waiter: Waiter, f
         argv = [str(tools.server), *record["server_options"], "--report", str(report)]
     with Child(argv, folder, "server", pipe_stdout=True) as server:
         target = _listening(server, waiter)
-        loader = peers.CLIENTS.get(cell.way.client)
-        if loader:
-            options = dict(zip(cell.workload.client[::2], cell.workload.client[1::2]))
-            argv = loader.command(str(tools.folder / loader.program), target, options)
-        else:
-            argv = [str(tools.client), "--target", target, *record["client_options"],
-                    "--progress", "off", "--json", str(result)]
+        pins.pin_server(server, cell.workload)
         cpu_before = server.cpu_us()
-        before = Snapshot.take()
-        watch = held.Watch(server, waiter, _idle_s(record)) if cell.workload.held else None
-        with Child(argv, folder, "client", stdout=folder / "client.stdout", pipe_stderr=watch is not None) as client:
-            deadline = time.monotonic() + cell.workload.limit_s
-            if watch:
-                finished = watch.follow(client, deadline)
-                record["held"] = watch.record
-            else:
-                finished = client.ended(waiter, deadline, server)
-            after = Snapshot.take()
-            code = client.end()
-        record["netstat"] = after.netstat_since(before)
-        record["host_cpu"] = after.host_cpu_since(before)
-        record["other_cpu"] = after.other_cpu_since(before, {server.group, client.group})
-        if loader:
-            printed = _read(folder / "client.stdout")
-            record["client"] = printed and loader.result(printed)
-        else:
-            record["client"] = _read(result)
+        problem = _load(record, cell, tools, waiter, folder, server, target)
         cpu_after = server.cpu_us()
         gone = server.ended(waiter, time.monotonic())
         stop_problem = "" if gone else _stop(server, waiter, STOP_S + cell.workload.held / CLOSES_PER_S)
         record["server"] = _peer_report(server, cpu_before, cpu_after, record) if peer else _read(report)
-
         if gone:
             exit_text = describe_exit(server.end())
             who = "server ended during the load,"
             raise CellFailed(_problem(who, exit_text, server.last_words(), "no message"))
-        if not finished:
-            raise CellFailed(f"client did not end within {cell.workload.limit_s:g} s: killed")
-        # 1 is a client that counted failed attempts: its result is whole, and they stand in the row.
-        if code not in (0, 1) or record["client"] is None:
-            raise CellFailed(_problem("client", describe_exit(code), client.last_words(), "no result"))
-        if stop_problem:
-            raise CellFailed(stop_problem)
+        if problem or stop_problem:
+            raise CellFailed(problem or stop_problem)
         if record["server"] is None:
             raise CellFailed(_problem("server", "exit code 0", server.last_words(), "no report"))
-        if watch and not watch.record:
-            raise CellFailed("client: it never said 'phase idle', so nothing was measured while all were held")
         if missing := [key for key in ("totals", "books") if key not in record["server"]]:
             raise CellFailed(f"server: its report has no {missing[0]}")
+
+
+def _load(record: dict[str, Any], cell: Cell, tools: Tools, waiter: Waiter, folder: Path, server: Child,
+          target: str) -> str:
+    """Runs the client, records what it and the kernel saw, and gives what went wrong with it, or nothing."""
+    load, result = cell.workload, folder / "client.json"
+    loader = peers.CLIENTS.get(cell.way.client)
+    if loader:
+        options = dict(zip(load.client[::2], load.client[1::2]))
+        argv = loader.command(str(tools.folder / loader.program), target, options)
+    else:
+        argv = [str(tools.client), "--target", target, *record["client_options"],
+                "--progress", "off", "--json", str(result)]
+    before = Snapshot.take()
+    watch = held.Watch(server, waiter, _idle_s(record)) if load.held else None
+    killer = crashes.Killer(server, waiter, load.kill_every_s, cell.seed) if load.kill_every_s else None
+    with Child(argv, folder, "client", stdout=folder / "client.stdout", pipe_stderr=watch is not None,
+               cores=load.pin.get("client", ())) as client:
+        deadline = time.monotonic() + load.limit_s
+        if follower := watch or killer:
+            finished = follower.follow(client, deadline)
+        else:
+            finished = client.ended(waiter, deadline, server)
+        after = Snapshot.take()
+        code = client.end()
+    record["held"] = watch and watch.record
+    record["crashes"] = killer and killer.record
+    record["netstat"] = after.netstat_since(before)
+    record["core_cpu"] = after.cpu_since(before)
+    record["host_cpu"] = record["core_cpu"].pop("cpu")
+    record["other_cpu"] = after.other_cpu_since(before, {server.group, client.group})
+    if loader:
+        printed = _read(folder / "client.stdout")
+        record["client"] = printed and loader.result(printed)
+    else:
+        record["client"] = _read(result)
+    if not finished:
+        return f"client did not end within {load.limit_s:g} s: killed"
+    # 1 is a client that counted failed attempts: its result is whole, and they stand in the row.
+    if code not in (0, 1) or record["client"] is None:
+        return _problem("client", describe_exit(code), client.last_words(), "no result")
+    if watch and not watch.record:
+        return "client: it never said 'phase idle', so nothing was measured while all were held"
+    if killer:
+        killer.record["hung"] = crashes.hung(record["client"])
+    return ""
 
 
 def _peer_report(server: Child, before: dict[int, int], after: dict[int, int],

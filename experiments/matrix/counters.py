@@ -31,11 +31,16 @@ def _netstat() -> dict[str, int]:
     return {}
 
 
-def _host_ticks() -> tuple[int, int]:
-    """Busy and all clock ticks of all CPUs since boot."""
-    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    idle = fields[3] + fields[4]
-    return sum(fields) - idle, sum(fields)
+def _cpu_ticks() -> dict[str, tuple[int, int]]:
+    """Busy and all clock ticks since boot: of all CPUs ("cpu"), and of each ("cpu0")."""
+    found = {}
+    for line in Path("/proc/stat").read_text().splitlines():
+        if not line.startswith("cpu"):
+            break
+        name, *fields = line.split()
+        ticks = [int(field) for field in fields[:8]]
+        found[name] = (sum(ticks) - ticks[3] - ticks[4], sum(ticks))
+    return found
 
 
 def _process_ticks() -> dict[int, tuple[int, int]]:
@@ -57,24 +62,31 @@ def _process_ticks() -> dict[int, tuple[int, int]]:
 @dataclass(frozen=True)
 class Snapshot:
     netstat: dict[str, int]
-    host: tuple[int, int]
+    cpus: dict[str, tuple[int, int]]
     processes: dict[int, tuple[int, int]]
 
     @staticmethod
     def take() -> Snapshot:
-        return Snapshot(_netstat(), _host_ticks(), _process_ticks())
+        return Snapshot(_netstat(), _cpu_ticks(), _process_ticks())
 
     def netstat_since(self, before: Snapshot) -> dict[str, int]:
         return {key: value - before.netstat.get(key, 0) for key, value in self.netstat.items()}
 
-    def host_cpu_since(self, before: Snapshot) -> float:
-        """Share of all CPUs' time that was not idle."""
-        busy, total = (now - then for now, then in zip(self.host, before.host))
-        return round(busy / total, 4) if total else 0.0
+    def _ticks_since(self, before: Snapshot, cpu: str) -> tuple[int, int]:
+        busy, total = (now - then for now, then in zip(self.cpus[cpu], before.cpus[cpu]))
+        return busy, total
+
+    def cpu_since(self, before: Snapshot) -> dict[str, float]:
+        """Share of each CPU's time that was not idle, and of all of them ("cpu")."""
+        found = {}
+        for cpu in self.cpus.keys() & before.cpus.keys():
+            busy, total = self._ticks_since(before, cpu)
+            found[cpu] = round(busy / total, 4) if total else 0.0
+        return dict(sorted(found.items()))
 
     def other_cpu_since(self, before: Snapshot, own_groups: set[int]) -> float:
         """Share of all CPUs' time that processes outside the given groups used."""
-        _, total = (now - then for now, then in zip(self.host, before.host))
+        _, total = self._ticks_since(before, "cpu")
         # Summed before subtracting: a child that was reaped moved from its own line to its parent's.
         now, then = (
             sum(used for group, used in snapshot.processes.values() if group not in own_groups)

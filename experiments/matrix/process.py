@@ -71,12 +71,14 @@ class Child:
     whatever it forked ends with it. The kernel kills it when this process dies, however that happens."""
 
     def __init__(self, argv: list[str], folder: Path, name: str, pipe_stdout: bool = False,
-                 pipe_stderr: bool = False, stdout: Path = Path(os.devnull)) -> None:
+                 pipe_stderr: bool = False, stdout: Path = Path(os.devnull), cores: Iterable[int] = ()) -> None:
         self.name = name
         self._errors = folder / f"{name}.stderr"
-        parent = os.getpid()
+        parent, held_to = os.getpid(), set(cores)
 
         def die_with_parent() -> None:
+            if held_to:
+                os.sched_setaffinity(0, held_to)
             _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             # The parent may have died before the request was in place; then no signal would come.
             if os.getppid() != parent:
@@ -137,6 +139,16 @@ class Child:
                 # What a child prints later is of no interest, but a full pipe would stop it.
                 if not pipes[descriptor]._read(descriptor):
                     del pipes[descriptor]
+
+    def children(self) -> list[int]:
+        """The processes that it forked and has not reaped, in that order."""
+        found: list[int] = []
+        for task in os.listdir(f"/proc/{self.group}/task"):
+            try:
+                found += map(int, Path(f"/proc/{self.group}/task/{task}/children").read_text().split())
+            except OSError:
+                continue  # the thread has ended meanwhile
+        return found
 
     def cpu_us(self) -> dict[int, int]:
         """CPU time by process of the group, all its threads. Of a process that ends between its listing

@@ -24,7 +24,8 @@ def outcome(cell: Cell, record: dict[str, Any]) -> str:
     value = value_of(record, figure)
     shown = "none" if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
     failed = sum(n for key, n in record["client"].get("outcomes", {}).items() if key != "echoed")
-    return f"{figure.key} {shown}" + (f", {failed:,} attempts failed" if failed else "")
+    kills = f", {len(record['crashes']['kills'])} workers killed" if record["crashes"] else ""
+    return f"{figure.key} {shown}{kills}" + (f", {failed:,} attempts failed" if failed else "")
 
 
 def clock(seconds: float) -> str:

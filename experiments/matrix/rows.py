@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from matrix import figures, stats
+from matrix import crashes, figures, stats
 from matrix.figures import OF_ALL_HELD, Figure, Measured, figure_of, wanted
 from matrix.spec import Matrix, Way, Workload
 from matrix.stats import Interval
@@ -168,6 +168,7 @@ def _row(section: Section, way: Way) -> Row:
         row.reason = first["reason"] or _shortfall(first, figure)
     if measured := [cell for cell in cells.values() if cell["status"] == "ok"]:
         _describe(row, section, measured)
+        crashes.describe(row, measured)
     return row
 
 

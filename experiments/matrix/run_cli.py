@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
 from secrets import randbelow
 from typing import Any
 
 from matrix import facts, spec, store, usage
-from matrix.cell import Tools, plan_of
+from matrix.cell import Tools, refusal
 from matrix.spec import Matrix, UsageError
 
 PROGRAM = "run_matrix"
 RELEASE = facts.ROOT / "build" / "release"
-CLIENT_SHAPE = "the load is 1 client process with 1 thread"
-PLANNED_SHAPE = "the load is as many client processes as the table says, with 1 thread each"
 
 
 def _parser() -> usage.Parser:
@@ -31,7 +31,7 @@ def _parser() -> usage.Parser:
     parser.add_argument("matrix", nargs="?", metavar="MATRIX",
                         help="one of those below, or a file NAME.toml")
     parser.add_argument("--only", action="append", default=[], metavar="PATTERN",
-                        help="ways or workloads whose name matches the glob; repeatable")
+                        help="workloads, ways, or kinds and groups of ways, by a glob; repeatable")
     parser.add_argument("--repetitions", type=usage.positive, metavar="N",
                         help="default: the matrix's own")
     parser.add_argument("--seed", type=usage.seed, metavar="N",
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
             resumed = None
             matrix = spec.select(spec.load(args.matrix), args.only, args.repetitions)
             seed = randbelow(2**32) if args.seed is None else args.seed
-            if args.output and (args.output / "run.json").exists():
+            if args.output and store.holds_a_run(args.output):
                 raise UsageError(f"--output: {args.output} holds a run; name another folder, or --resume it")
         if args.dry_run:
             return _dry_run(matrix, seed, args.bin_dir or RELEASE, resumed)
@@ -76,9 +76,9 @@ def main(argv: list[str]) -> int:
     except store.StoreError as error:
         return usage.fail(PROGRAM, error)
     except OSError as error:
-        return usage.fail(PROGRAM, f"{error.filename or 'i/o'}: {error.strerror}")
+        return usage.fail(PROGRAM, f"{error.filename or 'output'}: {error.strerror}")
     except KeyboardInterrupt:
-        return usage.fail(PROGRAM, "interrupted before the first cell")
+        return usage.fail(PROGRAM, "interrupted; what is recorded stays, and --resume goes on")
 
 
 def _left(matrix: Matrix, seed: int, resumed: store.Run | None) -> list[spec.Cell]:
@@ -89,18 +89,35 @@ def _left(matrix: Matrix, seed: int, resumed: store.Run | None) -> list[spec.Cel
 def _dry_run(matrix: Matrix, seed: int, folder: Path, resumed: store.Run | None) -> int:
     tools = Tools(folder)
     tools.ask()
-    total, left = 0.0, _left(matrix, seed, resumed)
+    left, width = _left(matrix, seed, resumed), max(len(load.name) for load in matrix.workloads)
+    counts, seconds = Counter[str](), Counter[str]()
     for cell in left:
-        status, reason = "unsupported", tools.unsupported(cell.way)
-        if not reason and (planned := plan_of(cell)):
-            status, reason = "not run", planned.refusal
-        total += 0 if reason else cell.workload.expected_s
-        print(f"{cell.order:4} {cell.repetition:3} {cell.workload.name:6} {cell.way.name}"
-              + (f"  {status}: {reason}" if reason else ""))
-    print(f"{len(left)} cells, about {total / 60:.1f} minutes, seed {seed}")
+        load, way = cell.workload, cell.way
+        reasons = (("unsupported", tools.unsupported(way)), ("not run", refusal(cell)))
+        why = next((f"  {status}: {reason}" for status, reason in reasons if reason), "")
+        counts[load.name] += 1
+        seconds[load.name] += 0 if why else load.expected_s
+        print(f"{cell.order:4} {cell.repetition:3} {load.name:{width}} {way.name}{why}")
+    for name, count in counts.items():
+        print(f"{name:{width}} {count} cells, about {seconds[name] / 60:.1f} minutes")
+    print(f"{len(left)} cells, about {seconds.total() / 60:.1f} minutes, seed {seed}")
     if tools.list_error:
         print(f"{PROGRAM}: what is unsupported is unknown: {tools.list_error}", file=sys.stderr)
     return 0
+
+
+def _client_shape(matrix: Matrix) -> str:
+    if any(load.held for load in matrix.workloads):
+        return "the load is as many client processes as the table says, with 1 thread each"
+    processes: dict[int, list[str]] = {}
+    for load in matrix.workloads:
+        options = dict(zip(load.client, load.client[1:]))
+        processes.setdefault(int(options.get("--processes", 1)), []).append(load.name)
+    if len(processes) == 1:
+        count = next(iter(processes))
+        return f"the load is {count} client process{'es' * (count > 1)} with 1 thread{' each' * (count > 1)}"
+    parts = [f"{count} in {', '.join(names)}" for count, names in sorted(processes.items())]
+    return f"client processes, each with 1 thread: {'; '.join(parts)}"
 
 
 def _meta(args: Any, argv: list[str], matrix: Matrix, seed: int, folder: Path, started: datetime) -> dict[str, Any]:
@@ -112,7 +129,7 @@ def _meta(args: Any, argv: list[str], matrix: Matrix, seed: int, folder: Path, s
         "options": {"only": args.only, "bin_dir": str(folder)},
         "matrix": matrix.to_json(),
         "seed": seed,
-        "client_shape": PLANNED_SHAPE if any(load.held for load in matrix.workloads) else CLIENT_SHAPE,
+        "client_shape": _client_shape(matrix),
         "source": facts.source(),
         "build": facts.build(folder),
         "host": facts.host(),
@@ -125,19 +142,15 @@ def _run(args: Any, argv: list[str], matrix: Matrix, seed: int, resumed: store.R
     folder = (args.bin_dir or RELEASE).resolve()
     started = datetime.now(timezone.utc)
     now = _meta(args, argv, matrix, seed, folder, started)
-    if resumed:
-        path = resumed.path
-        part = {key: now[key] for key in ("started_at", "argv", "options", "source", "build", "host")}
-        meta = {**resumed.meta, "resumed": [*resumed.meta.get("resumed", []), part]}
-    else:
-        path = args.output or store.RESULTS / f"{started:%Y%m%dT%H%M%SZ}-{matrix.name}"
-        meta = now
+    path = resumed.path if resumed else args.output or store.RESULTS / f"{started:%Y%m%dT%H%M%SZ}-{matrix.name}"
     path.mkdir(parents=True, exist_ok=True)
-    recorder = store.Recorder(path, resumed.whole_bytes if resumed else 0)
-    try:
-        store.write_meta(path, meta)
+    with contextlib.closing(store.Recorder(path)) as recorder:
+        if resumed:
+            resumed = store.load(path)  # once more, now that nobody else writes to it
+            part = {key: now[key] for key in ("started_at", "argv", "options", "source", "build", "host")}
+            now = {**resumed.meta, "resumed": [*resumed.meta.get("resumed", []), part]}
+        recorder.go_on_at(resumed.whole_bytes if resumed else 0)
+        store.write_meta(path, now)
         tools = Tools(folder)
         tools.ask()
         return runner.run(path, spec.cells(matrix, seed), _left(matrix, seed, resumed), tools, recorder)
-    finally:
-        recorder.close()

@@ -17,7 +17,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "matrices"
 SCHEMA = "c10k-matrix/1"
 STRATEGIES = ("fork", "select", "poll", "epoll", "uring", "pool")
 LOOPS = ("select", "poll", "epoll", "uring")
-KINDS = ("crr", "rr", "hold", "storm")
+KINDS = ("crr", "rr", "hold")
 PINNED = ("acceptor", "workers", "client")
 MOST_REPETITIONS = 1000
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -10,10 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from matrix.facts import ROOT
+from matrix.spec import Matrix
 
 RUN_SCHEMA = "c10k-run/1"
 CELL_SCHEMA = "c10k-cell/1"
 RESULTS = ROOT / "results"
+# What every reader of a run relies on.
+RUN_KEYS = {"started_at": str, "seed": int, "matrix": dict, "client_shape": str, "source": dict, "build": dict,
+            "host": dict}
+CELL_KEYS = {"way": str, "workload": str, "repetition": int, "status": str, "reason": str, "server_options": list,
+             "client_options": list, "netstat": dict}
+MEASURED_KEYS = {"client": dict, "server": dict}
 
 
 class StoreError(Exception):
@@ -30,25 +38,27 @@ class Run:
 
 
 def load(path: Path) -> Run:
-    meta = _object(path / "run.json", RUN_SCHEMA)
+    meta = _meta(path / "run.json")
     run = Run(path, meta, [])
     try:
         data = (path / "cells.jsonl").read_bytes()
     except FileNotFoundError:
         return run
     except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}") from None
+        raise StoreError(f"{path / 'cells.jsonl'}: {error.strerror}") from None
+    ways, workloads = ({entry["name"] for entry in meta["matrix"][key]} for key in ("ways", "workloads"))
     lines = data.split(b"\n")
     torn = lines.pop()  # what stands behind the last line feed: nothing, unless a write was cut off
     for number, line in enumerate(lines, 1):
-        where = f"{path / 'cells.jsonl'} line {number}"
         try:
-            cell = json.loads(line)
+            cell = _object(line, CELL_SCHEMA, CELL_KEYS)
+            if cell["status"] == "ok":
+                _require(cell, MEASURED_KEYS)
+            if cell["way"] not in ways or cell["workload"] not in workloads:
+                raise ValueError(f"{cell['workload']} of {cell['way']} is no cell of this run's matrix")
         except ValueError as error:
-            raise StoreError(f"{where}: {error}") from None
-        schema = cell.get("schema") if isinstance(cell, dict) else None
-        if schema != CELL_SCHEMA:
-            raise StoreError(f"{where}: schema is {schema!r}; allowed: {CELL_SCHEMA!r}")
+            where = f"{path / 'cells.jsonl'} line {number}"
+            raise StoreError(f"{where}: {error} (without this line its cell is measured again by --resume)") from None
         run.cells.append(cell)
     run.whole_bytes = len(data) - len(torn)
     if torn:
@@ -56,17 +66,41 @@ def load(path: Path) -> Run:
     return run
 
 
-def _object(path: Path, schema: str) -> dict[str, Any]:
+def _meta(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_bytes())
+        meta = _object(path.read_bytes(), RUN_SCHEMA, RUN_KEYS)
+        Matrix.from_json(meta["matrix"])
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from None
     except ValueError as error:
         raise StoreError(f"{path}: {error}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{path}: its matrix is not one of this program's: {error}") from None
+    return meta
+
+
+def _object(text: bytes, schema: str, kinds: dict[str, type]) -> dict[str, Any]:
+    """What the text says, if it is of this schema; else ValueError."""
+    try:
+        data = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply for any of this program's files") from None
     found = data.get("schema") if isinstance(data, dict) else None
     if found != schema:
-        raise StoreError(f"{path}: schema is {found!r}; allowed: {schema!r}")
+        raise ValueError(f"schema is {found!r}; allowed: {schema!r}")
+    _require(data, kinds)
     return data
+
+
+def _require(data: dict[str, Any], kinds: dict[str, type]) -> None:
+    for key, kind in kinds.items():
+        if not isinstance(data.get(key), kind):
+            raise ValueError(f"{key} is {str(data.get(key))[:40]!r}, not a {kind.__name__}")
+
+
+def holds_a_run(path: Path) -> bool:
+    cells = path / "cells.jsonl"
+    return (path / "run.json").exists() or cells.exists() and cells.stat().st_size > 0
 
 
 def newest(results: Path = RESULTS) -> Path:
@@ -74,8 +108,8 @@ def newest(results: Path = RESULTS) -> Path:
     started = {}
     for path in results.glob("*/run.json"):
         try:
-            started[_object(path, RUN_SCHEMA)["started_at"]] = path.parent
-        except (StoreError, KeyError):
+            started[_meta(path)["started_at"]] = path.parent
+        except StoreError:
             continue  # a foreign folder among the results is nobody's newest run
     if not started:
         raise StoreError(f"no run in {results}; make one with experiments/run_matrix quick, or name a folder")
@@ -93,20 +127,27 @@ def write_meta(path: Path, meta: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         draft.replace(path / "run.json")
     except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
         raise StoreError(f"{path / 'run.json'}: {error.strerror}") from None
 
 
 class Recorder:
-    """Appends cells; each is on the disk before the next one starts. One writer at a time."""
+    """Appends cells; each is on the disk before the next one starts. One writer at a time: a run that goes on
+    is read once this exists, so that what is read is all that there will be."""
 
-    def __init__(self, path: Path, whole_bytes: int = 0) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path / "cells.jsonl"
         # Unbuffered: what a full disk refused must not be tried again when the file is closed.
         self._file = self.path.open("ab", buffering=0)
+        self._whole = 0
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StoreError(f"{path}: another run_matrix is writing to it") from None
+            self._file.close()
+            raise StoreError(f"{path}: another run_matrix is writing to it; name another folder, or wait") from None
+
+    def go_on_at(self, whole_bytes: int) -> None:
         self._whole = whole_bytes
         self._file.truncate(whole_bytes)
 
@@ -119,7 +160,8 @@ class Recorder:
             os.fsync(self._file.fileno())
         except OSError as error:
             self._file.truncate(self._whole)  # a full disk may have taken a part of the line
-            raise StoreError(f"{self.path}: {error.strerror}; all earlier cells are kept") from None
+            kept = "all earlier cells are kept: make room, then --resume"
+            raise StoreError(f"{self.path}: {error.strerror}; {kept}") from None
         self._whole += len(line)
 
     def close(self) -> None:

@@ -48,6 +48,8 @@ def _columns(section: Section, matrix: dict[str, Any]) -> list[Column]:
     cpu_ratio = Column(("CPU to", head),
                        lambda row: ratio_text(row.cpu_ratio, row.cpu_ratio_interval, row.cpu_difference))
     faults = Column(("", "faults"), lambda row: f"{row.faults:,}")
+    if section.workload.kill_every_s:
+        return [rate, *_kill_columns(), p99, faults]
     if section.workload.held:
         return [rate, p50, p99, *_held_columns(), faults]
     if not matrix.get("balance"):
@@ -55,6 +57,24 @@ def _columns(section: Section, matrix: dict[str, Any]) -> list[Column]:
     connections = Column(("conn max", "to mean"), lambda row: number(row.connections_largest_to_mean))
     busy = Column(("CPU max", "to mean"), lambda row: number(row.cpu_largest_to_mean))
     return [rate, ratio, p99, cpu, connections, busy, faults]
+
+
+def _kill_columns() -> list[Column]:
+    def count(value: int | None) -> str:
+        return "-" if value is None else f"{value:,}"
+
+    def between(row: Row) -> str:
+        bounds = row.lost_per_kill_interval
+        return f"{number(bounds[0])} to {number(bounds[1])}" if bounds else "-"
+
+    return [
+        Column(("", "attempts"), lambda row: count(row.kill_attempts)),
+        Column(("", "kills"), lambda row: count(row.kills)),
+        Column(("failed", "/kill"), lambda row: number(row.lost_per_kill)),
+        Column(("", "95 %"), between),
+        Column(("redeli-", "vered"), lambda row: count(row.redelivered)),
+        Column(("over", "1 s"), lambda row: count(row.hung)),
+    ]
 
 
 def _held_columns() -> list[Column]:
@@ -112,9 +132,9 @@ def _seen(all_sections: list[Section]) -> str:
     }
     if not any(limits.values()):
         return "Fewer than three repetitions: no difference can be told from noise."
-    parts = "; ".join(f"of {what} {', '.join(found)}" for what, found in limits.items() if found)
-    return (f"Of true differences to {all_sections[0].baseline} this run sees nine of ten from about this size on, "
-            f"and few of half of it: {parts}.")
+    parts = "; ".join(f"{what} {', '.join(found)}" for what, found in limits.items() if found)
+    return (f"What differs truly from {all_sections[0].baseline} is seen in nine of ten such runs from about this "
+            f"difference on, and half of it seldom: {parts}.")
 
 
 def _context(run: Run, all_sections: list[Section]) -> list[str]:
@@ -127,8 +147,8 @@ def _context(run: Run, all_sections: list[Section]) -> list[str]:
             if row.client_limited:
                 limited.setdefault(section.workload.name, []).append(row.way)
     rows = {section.workload.name: len(section.rows) for section in all_sections}
-    counts = {max((row.repetitions for row in section.rows), default=0) for section in all_sections}
-    most = f"{max(counts)} repetition{'s' * (max(counts) != 1)}" + (" or fewer" if len(counts) > 1 else "")
+    own = meta["matrix"]["repetitions"]
+    times = " or ".join(map(str, sorted({section.workload.repetitions or own for section in all_sections})))
     every = {load: "every way" if len(ways) == rows[load] else ", ".join(ways) for load, ways in limited.items()}
     who = "; ".join(f"{load}: {ways}" for load, ways in every.items())
     revision = (meta["source"]["revision"] or "unknown")[:12]
@@ -137,7 +157,7 @@ def _context(run: Run, all_sections: list[Section]) -> list[str]:
     if len(run.cells) < planned:
         found.append(f"interrupted: {len(run.cells)} of {planned} cells are recorded (go on: run_matrix --resume)")
     paragraphs = [
-        f"Median of {most}; ± is half the 95 % "
+        f"Median of {times} repetition{'s' * (times != '1')}; ± is half the 95 % "
         "interval. A ratio is the typical one within repetitions: ~ no difference seen, ? cannot tell. " + _seen(all_sections),
         "CPU is the server's, acceptor + workers (one figure: one process), from ready to end.",
         f"Client and server share {cores} cores; {meta['client_shape']}. Compare only within this load.",
@@ -154,6 +174,9 @@ def _context(run: Run, all_sections: list[Section]) -> list[str]:
     if any(section.figure.key == "connect_all_s" for section in all_sections):
         what = "hold: its latency is of the echoes while all are connected"
         paragraphs.insert(2, f"{what}; a ratio below 1 is faster.")
+    if any(section.workload.kill_every_s for section in all_sections):
+        paragraphs.insert(2, "Where workers are killed: failed attempts per kill, with the exact interval of a Poisson "
+                             "mean; redelivered were handed to another worker after the first had died.")
     if any(section.workload.held for section in all_sections):
         paragraphs.insert(2, "Memory is per connection, while all are held and nobody speaks: kernel is of both ends, "
                              "which on loopback are here (they are alike: half is the server's); server is what "
