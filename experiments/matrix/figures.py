@@ -90,16 +90,17 @@ class Metric:
     what: str
     unit: str = ""
     per_unit: bool = False
+    lower_is_better: bool = True
 
     def title(self, figure: Figure) -> str:
-        if not self.unit and not self.per_unit:
-            return " ".join(part for part in figure.title)
+        if self.value is value_of:
+            return " ".join(figure.title).replace(" /", "/")
         per = {"connection": "conn", "request": "req"}[figure.per]
         return f"{self.what}, {self.unit}/{per}" if self.per_unit else f"{self.what}, {self.unit}"
 
 
 METRICS = {
-    "rate": Metric(value_of, "the figure that ranks"),
+    "rate": Metric(value_of, "the figure that ranks the ways of a workload", lower_is_better=False),
     "cpu": Metric(_per_unit("acceptor_cpu_us", "worker_cpu_us"), "server CPU", "us", per_unit=True),
     "acceptor-cpu": Metric(_per_unit("acceptor_cpu_us"), "acceptor CPU", "us", per_unit=True),
     "worker-cpu": Metric(_per_unit("worker_cpu_us"), "worker CPU", "us", per_unit=True),
