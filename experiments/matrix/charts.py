@@ -262,9 +262,9 @@ def anatomy(sections: list[Section]) -> Iterator[Chart]:
 
 
 def _steps(rows: list[Row]) -> list[Point]:
-    """In the matrix's order a row takes one step away from the row before it. What stands before the
-    baseline is another whole, not a step; without the baseline the first row is the whole."""
-    whole_at = next((index for index, row in enumerate(rows) if row.difference == "base"), 0)
+    """In the matrix's order, a way named "- ..." or "+ ..." is the one before it with a step less or more;
+    what stands before the first of them is the whole that they take apart."""
+    whole_at = max(0, next((index for index, row in enumerate(rows) if row.way[:1] in ("-", "+")), 0) - 1)
     points = [point(row) for row in rows]
     for index, here in enumerate(points):
         here.update(order=index, change="", acceptor_change=None, worker_change=None, share="")

@@ -117,16 +117,31 @@ def _of_kills(sections: list[Section]) -> Group:
     if not rows:
         return Group(title, (), "Not measured in this run; experiments/run_matrix faults measures it.")
     rows.sort(key=lambda row: row.lost_per_kill or 0)
-    losing = [row for row in rows if row.lost_per_kill]
     safe = [row for row in rows if not row.lost_per_kill]
+    losing = [row for row in rows if row.lost_per_kill]
     findings = []
-    if losing:
-        listed = [f"{row.way} {number(row.lost_per_kill)} ({between(row.lost_per_kill_interval)})" for row in losing]
-        findings.append(Finding("Lose connections", f"{len(losing)} of {len(rows)} ways",
-                                f"lost per kill, with its exact 95 % interval: {', '.join(listed)}."))
     if safe:
         worst = max((row.lost_per_kill_interval[1] for row in safe if row.lost_per_kill_interval), default=None)
-        bound = "" if worst is None else f" With 95 % certainty that is at most {number(worst)} per kill for each."
         kills = sum(row.kills or 0 for row in safe)
-        findings.append(Finding("None lost", ", ".join(row.way for row in safe), f"in {kills:,} kills in all.{bound}"))
-    return Group(title, tuple(findings))
+        findings.append(Finding("None lost", ", ".join(row.way for row in safe),
+                                f"in {kills:,} kills; with 95 % certainty at most {number(worst)} per kill for each."))
+    if losing:
+        fewest, most = losing[0], losing[-1]
+        near = [row.way for row in losing[1:] if _overlap(row.lost_per_kill_interval, fewest.lost_per_kill_interval)]
+        sure = f"No difference seen to {_names(near)}." if near else "All others that lose any lose more."
+        question = "Fewest of those that lose" if safe else "Loses fewest"
+        findings.append(Finding(question, fewest.way, f"{_loss(fewest)} {sure}"))
+        if len(losing) > 1:
+            findings.append(Finding("Loses most", most.way, _loss(most)))
+    if hanging := [f"{row.way} ({row.hung:,})" for row in rows if row.hung]:
+        findings.append(Finding("Keep clients waiting over 1 s", _names(hanging), "attempts in all."))
+    return Group(title, tuple(findings), "Lost is an attempt that did not end with its echo, whatever the outcome.")
+
+
+def _loss(row: Row) -> str:
+    interval = between(row.lost_per_kill_interval)
+    return f"{number(row.lost_per_kill)} per kill (95 %: {interval}) in {row.kills or 0:,} kills."
+
+
+def _overlap(one: tuple[float, float] | None, other: tuple[float, float] | None) -> bool:
+    return not one or not other or (one[0] <= other[1] and other[0] <= one[1])

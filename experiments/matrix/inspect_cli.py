@@ -43,10 +43,14 @@ def _parser() -> usage.Parser:
     form.add_argument("--svg", type=Path, metavar="FILE", help="write the table as a picture")
     form.add_argument("--record", type=Path, metavar="DIR",
                       help="write a small copy, without histogram buckets; of a calibration, two figures a cell")
+    form.add_argument("--html", type=Path, metavar="FILE",
+                      help="write the report: a page that opens offline, with charts, tables and filters")
+    form.add_argument("--figures", type=Path, metavar="DIR", help="draw every chart of the report as DIR/CHART.svg")
     form.add_argument("--update-notes", action="store_true",
-                      help="put the tables between their marks in the notes")
+                      help="put the tables between their marks in the notes, and draw the charts of this run that the "
+                      "notes show as images RUN/CHART.svg")
     form.add_argument("--check-notes", action="store_true",
-                      help="exit 1 if the notes' tables differ from the data")
+                      help="exit 1 if the notes' tables or images differ from the data")
     parser.add_argument("--notes", type=Path, default=facts.ROOT / "NOTES.md", metavar="FILE",
                         help="the notes (default: NOTES.md)")
     return parser
@@ -61,10 +65,11 @@ def _check(parser: usage.Parser, args: Any) -> None:
     if args.compare and (args.run or args.baseline):
         parser.error(f"--compare names both runs and takes ratios between them; not allowed with it: "
                      f"{args.run or '--baseline'}")
-    whole = [name for name in ("svg", "record", "update-notes", "check-notes") if getattr(args, name.replace("-", "_"))]
+    forms = ("svg", "record", "html", "figures", "update-notes", "check-notes")
+    whole = [name for name in forms if getattr(args, name.replace("-", "_"))]
     chosen = [name for name in ("metric", "by", "where", "baseline", "compare") if getattr(args, name)]
     if whole and chosen:
-        parser.error(f"--{whole[0]} takes the whole table; not allowed with it: --{chosen[0]}")
+        parser.error(f"--{whole[0]} takes the whole run; not allowed with it: --{chosen[0]}")
 
 
 def main(argv: list[str]) -> int:
@@ -104,8 +109,10 @@ def _inspect(args: Any) -> int:
         export.write_svg(run, args.svg)
     elif args.record:
         store.record_copy(run, args.record)
+    elif args.html or args.figures:
+        _draw(args, run)
     elif args.update_notes or args.check_notes:
-        return _notes(args, path, run.meta["matrix"]["name"], table.markdown(run))
+        return _notes(args, path, run.meta["matrix"]["name"], table.markdown(run)) or _images(args, run)
     else:
         _print(args, run)
     sys.stdout.flush()
@@ -133,6 +140,26 @@ def _print(args: Any, run: store.Run) -> None:
             layout.show(table.lines(run, chosen), console)
 
 
+def _draw(args: Any, run: store.Run) -> None:
+    from matrix import page, pictures
+
+    if args.html:
+        page.write(run, args.html)
+    else:
+        print("".join(f"{args.figures / name}.svg\n" for name in pictures.write_all(run, args.figures)), end="")
+
+
+def _images(args: Any, run: store.Run) -> int:
+    from matrix import pictures
+
+    if args.update_notes:
+        count = pictures.update(run, args.notes)
+        print(f"{count} of its images drawn" if count else "none of its images is of this run")
+    elif problem := pictures.differ(run, args.notes):
+        return usage.fail(PROGRAM, f"{problem}; remedy: experiments/inspect {run.path} --update-notes")
+    return 0
+
+
 def _compare(args: Any) -> int:
     from rich.console import Console
 
@@ -157,7 +184,7 @@ def _inspect_bench(args: Any, path: Path) -> int:
     text = bench.markdown(bench.load(path), facts.shown_path(path))
     if args.update_notes or args.check_notes:
         return _notes(args, path, bench.NAME, text)
-    if args.json or args.csv or args.svg or args.record:
+    if args.json or args.csv or args.svg or args.record or args.html or args.figures:
         return usage.fail(PROGRAM, f"{path}: of handoff-bench's results there is only Markdown and --update-notes")
     print(text, end="")
     return 0
@@ -172,7 +199,7 @@ def _inspect_calibration(args: Any, run: store.Run) -> int:
     if args.record:
         calibration.record(run, args.record)
         return 0
-    if args.json or args.csv or args.svg or args.baseline:
+    if args.json or args.csv or args.svg or args.baseline or args.html or args.figures:
         return usage.fail(PROGRAM, f"{run.path}: of a calibration there is its summary, also as --markdown, and its ways "
                           "by --metric")
     samples = calibration.sample(run)

@@ -102,7 +102,7 @@ def _facts(run: Run, all_sections: list[Section]) -> str:
         "Limits": ", ".join(f"{name} {value['soft']:,}" for name, value in host["limits"].items()),
         "Build": " ".join(filter(None, [built["cmake_build_type"] or "unknown", built["c10k_sanitize"],
                                         built["cmake_cxx_compiler"], built["cmake_cxx_flags"]])),
-        "Source": f"revision {(meta['source']['revision'] or 'unknown')[:12]}, version {meta['version']}",
+        "Source": f"revision {(meta['source']['revision'] or 'unknown')[:12]}, version {meta.get('version', 'unknown')}",
         "Run": f"{meta['started_at']}, seed {meta['seed']}, {len(run.cells):,} cells",
         "Load": f"{meta['client_shape']}; client and server share {host['cores']} cores: compare only within this load",
     }

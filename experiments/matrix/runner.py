@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from matrix import cell as cells_module
-from matrix import store, table
+from matrix import page, store, table
 from matrix.cell import Tools
 from matrix.process import Interrupted, Waiter
 from matrix.progress import Progress
@@ -36,9 +36,22 @@ def run(path: Path, cells: list[Cell], left: list[Cell], tools: Tools, recorder:
             problem = str(error)
     recorded = store.load(path)
     table.show(recorded, Console())
+    hindered = _report(recorded)
     failed = sum(cell["status"] == "failed" for cell in recorded.cells)
     if not problem and failed:
         problem = f"{failed} of {len(recorded.cells)} cells failed; their rows say why"
-    if problem:
-        print(f"{PROGRAM}: {problem}", file=sys.stderr)
-    return 1 if problem else 0
+    problems = [text for text in (hindered, problem) if text]
+    for text in problems:
+        print(f"{PROGRAM}: {text}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _report(recorded: store.Run) -> str:
+    """Writes the page; gives what hindered it. The run itself is whole without it."""
+    target = recorded.path / "report.html"
+    try:
+        page.write(recorded, target)
+    except store.StoreError as error:
+        return str(error)
+    print(f"Report: {target}")
+    return ""

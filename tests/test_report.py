@@ -1,0 +1,347 @@
+"""Tests of the report (experiments/inspect --html and --figures): /usr/bin/python3 -m unittest tests/test_report.py
+
+The pages are opened in headless Chromium by report_page.mjs. Where the browser or what draws the charts is
+missing, the tests that need it are skipped and say so; tests/run installs both."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "experiments"))
+
+from matrix import page, pictures, spec, store  # noqa: E402
+
+INSPECT = str(ROOT / "experiments" / "inspect")
+QUICK = ROOT / "experiments" / "reference" / "quick"
+CHROMIUM = shutil.which("chromium") or ""
+BOUND_S = 90  # for whatever a test waits for; reached only when it fails
+HOSTILE = "</script><img src=x onerror=alert(1)>'\"{{data}} <b>&amp;"
+REPETITIONS = 6
+STEPS = {"whole": 200.0, "- HMAC": 150.0, "- lock": 149.9}  # CPU per connection, us
+
+
+def way(name: str, *server: str, **more: str) -> dict[str, Any]:
+    kind = "methods" if "--ipc" in server else "strategies"
+    return {"name": name, "server": ["--strategy", *server], "kind": kind, "needs": server[0], **more}
+
+
+def load(name: str, connections: int, *client: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "kind": "crr", "summary": f"connect, echo, close: {name}", "limit_s": 9, "expected_s": 1,
+            "client": ["--connections", str(connections), *client], "not_ways": ["anatomy"], **more}
+
+
+POOL = ("pool", "--ipc", "scm-seqpacket", "--workers", "2")
+WAYS = [
+    way("epoll", "epoll"),
+    way("poll", "poll"),
+    way("scm-seqpacket", *POOL),
+    way(HOSTILE, "pool", "--ipc", "reuseport", "--workers", "4", "--loop", "uring"),
+    *(way(name, *POOL, group="anatomy") for name in STEPS),
+]
+LOADS = [
+    load("crr", 64, not_ways=[]),
+    load("crr-256", 256),
+    load("kill", 64, "--rate", "2000", ways=["methods"], kill_every_s=0.4),
+]
+# Connections per second and the server's CPU per connection, acceptor and workers, us.
+FIGURES = {
+    "epoll": (50_000, 0, 20),
+    "poll": (49_990, 0, 20.01),
+    "scm-seqpacket": (30_000, 12, 18),
+    HOSTILE: (40_000, 0, 24),
+    **{name: (20_000, used / 2, used / 2) for name, used in STEPS.items()},
+}
+LATENCY = {"p50_us": 900, "p90_us": 2000, "p99_us": 5000, "p99_9_us": 8000, "max_us": 9000}
+
+
+def cell(of: spec.Way, workload: spec.Workload, repetition: int) -> dict[str, Any]:
+    noise = random.Random(f"{of.name}/{workload.name}/{repetition}").uniform(0.99, 1.01)
+    rate, acceptor, worker = (value * noise for value in FIGURES[of.name])
+    killed = bool(workload.kill_every_s)
+    lost = 4 if killed and of.name == HOSTILE else 0
+    failed = (of.name, workload.name) == ("poll", "crr-256")
+    return {
+        "schema": store.CELL_SCHEMA,
+        "way": of.name,
+        "workload": workload.name,
+        "repetition": repetition,
+        "status": "failed" if failed else "ok",
+        "reason": f"fell over: {HOSTILE}" if failed else "",
+        "server_options": of.server,
+        "client_options": workload.client,
+        "netstat": {},
+        "host_cpu": 0.9,
+        "crashes": {"kills": [{"at_s": 0.4, "pid": 1, "worker": 0}] * 5, "hung": lost} if killed else None,
+        "client": {
+            "attempts": 1000,
+            "outcomes": {"echoed": 1000 - lost, "reset": lost},
+            "latency": {name: value * noise for name, value in LATENCY.items()},
+            "connections_per_s": rate,
+            "client": {"limited": False},
+        },
+        "server": {
+            "totals": {"accepted": 1000, "acceptor_cpu_us": 1000 * acceptor, "worker_cpu_us": 1000 * worker,
+                       "redelivered": lost, "voluntary_switches": 500, "involuntary_switches": 5},
+            "balance": {"connections": {"largest_to_mean": 1.1}, "cpu": {"largest_to_mean": 1.2}},
+            "books": {},
+        },
+    }
+
+
+def make_run(folder: Path) -> Path:
+    """A run with every kind of row that the page knows, and text that means harm wherever a run has text."""
+    meta = json.loads((QUICK / "run.json").read_text())
+    meta["matrix"] = {"name": "synthetic", "summary": HOSTILE, "baseline": "epoll", "repetitions": REPETITIONS,
+                      "ways": WAYS, "workloads": LOADS}
+    meta["host"]["cpu_model"] = HOSTILE
+    matrix = spec.Matrix.from_json(meta["matrix"])
+    cells = [
+        cell(of, workload, repetition)
+        for repetition in range(1, REPETITIONS + 1)
+        for workload in matrix.workloads
+        for of in matrix.ways
+        if workload.takes(of)
+    ]
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps(meta))
+    (folder / "cells.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in cells))
+    return folder
+
+
+def inspect(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([INSPECT, *arguments], capture_output=True, text=True, timeout=BOUND_S, check=False)
+    assert done.returncode == code, f"exit code {done.returncode}: {done.stderr}"
+    return done
+
+
+class Tables(HTMLParser):
+    """The tables of a page, as a parser that runs no script sees them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.started: list[str] = []
+        self._in_cell = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.started.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("th", "td"):
+            self.rows[-1].append("")
+            self._in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_cell = self._in_cell and tag not in ("th", "td")
+
+    def handle_data(self, data: str) -> None:
+        if self._in_cell:
+            self.rows[-1][-1] += data
+
+
+class Case(unittest.TestCase):
+    folder: Path
+    made: Path
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        folder = tempfile.TemporaryDirectory(prefix="c10k-test-")
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = Path(folder.name)
+        cls.made = make_run(cls.folder / "run")
+
+
+class WithoutNode(Case):
+    """The page as it is where nothing but Python is."""
+
+    def setUp(self) -> None:
+        self.text = page.html(store.load(self.made), page.libraries(self.folder / "nowhere"))
+        self.tables = Tables(self.text)
+
+    def rows_of(self, name: str) -> list[list[str]]:
+        return [row for row in self.tables.rows if row and row[0] == name]
+
+    def test_says_what_is_missing_and_how_to_get_it(self) -> None:
+        self.assertRegex(self.text, r'class="missing">Charts and filters are missing.*No such file.*apt-get install')
+        self.assertEqual(self.tables.started.count("script"), 1)  # the data
+
+    def test_the_tables_are_there_and_open(self) -> None:
+        self.assertEqual(self.tables.started.count("table"), len(re.findall("<details open>", self.text)))
+        self.assertTrue(any("20.0" in row for row in self.rows_of("epoll")), self.rows_of("epoll"))
+
+    def test_text_of_a_run_is_text(self) -> None:
+        self.assertTrue(self.rows_of(HOSTILE))
+        self.assertNotIn("img", self.tables.started)
+        self.assertTrue(any(f"failed: fell over: {HOSTILE}" in row for row in self.rows_of("poll")))
+        data = re.search(r'<script type="application/json" id="data">(.*?)</script>', self.text, re.DOTALL)
+        assert data
+        points = json.loads(data[1])["charts"]["throughput-crr"]["points"]
+        self.assertIn(HOSTILE, [point["way"] for point in points])
+
+    def test_the_findings_say_how_sure_they_are(self) -> None:
+        part = re.search(r'<div class="groups">(.*?)<p class="missing', self.text, re.DOTALL)
+        assert part
+        found = re.sub(r"<[^>]+>", " ", part[1])
+        self.assertRegex(found, r"Fastest +e?poll .*?95 %.*?No difference seen to e?poll\. 2 others are seen to be slower")
+        self.assertRegex(found, r"Fastest with workers +&lt;/script&gt;.*?All others are seen to be slower")
+        self.assertRegex(found, r"None lost +scm-seqpacket +in 30 kills; with 95 % certainty at most 0\.12 per kill")
+
+    def test_a_step_within_the_noise_is_marked(self) -> None:
+        (hmac,), (lock,) = self.rows_of("- HMAC"), self.rows_of("- lock")
+        self.assertRegex(hmac[5], r"^-(49|50|51)\.\d$")
+        self.assertEqual(hmac[8], "-25%")
+        self.assertRegex(lock[5], " ~$")
+
+    def test_what_a_run_lacks_is_one_line(self) -> None:
+        text = page.html(store.load(QUICK), page.Libraries(missing="nothing"))
+        for topic in ("scaling", "anatomy"):
+            self.assertRegex(text, rf'<section id="{topic}"><h2>[^<]+</h2><p class="absent">Not in this run: [^<]+</p>')
+
+
+@unittest.skipIf(pictures.missing(), f"{pictures.missing()}: experiments/setup --no-build installs it")
+class Pictures(Case):
+    def setUp(self) -> None:
+        self.notes = self.folder / "NOTES.md"
+        marks = "<!-- table:synthetic begin -->\n<!-- table:synthetic end -->\n"
+        self.notes.write_text(f"{marks}![CPU](run/cpu-crr.svg) ![table](run/table.svg)\n")
+        inspect(str(self.made), "--update-notes", "--notes", str(self.notes))
+
+    def check(self, code: int = 0) -> str:
+        return inspect(str(self.made), "--check-notes", "--notes", str(self.notes), code=code).stderr
+
+    def test_every_chart_is_drawn_the_same_each_time(self) -> None:
+        first, second = self.folder / "first", self.folder / "second"
+        names = inspect(str(self.made), "--figures", str(first)).stdout.split()
+        inspect(str(self.made), "--figures", str(second))
+        self.assertIn(str(first / "throughput-crr.svg"), names)
+        for name in names:
+            text = Path(name).read_text()
+            self.assertEqual(text, (second / Path(name).name).read_text())
+            self.assertNotRegex(text, r"<script|<img|NaN|Infinity")
+
+    def test_the_notes_name_what_is_drawn_and_a_changed_picture_is_found(self) -> None:
+        picture = self.made / "cpu-crr.svg"
+        text = picture.read_text()
+        self.assertEqual([path.name for path in self.made.glob("*.svg")], ["cpu-crr.svg"])
+        self.check()
+        picture.write_text(text.replace("<svg", '<svg id="another"', 1))
+        self.assertIn("differs from the run's data; remedy: experiments/inspect", self.check(code=1))
+        picture.write_text(re.sub("data: .", "data: x", text))
+        self.assertIn("differs", self.check(code=1))
+        picture.unlink()
+        self.assertIn("No such file", self.check(code=1))
+
+    def test_an_unknown_chart_is_one_line(self) -> None:
+        self.notes.write_text(self.notes.read_text() + "![x](run/cpu-rr.svg)\n")
+        said = self.check(code=1)
+        self.assertEqual(len(said.splitlines()), 1)
+        self.assertRegex(said, "no chart 'cpu-rr'; it has: throughput-crr")
+
+
+@unittest.skipIf(pictures.missing(), f"{pictures.missing()}: experiments/setup --no-build installs it")
+@unittest.skipUnless(CHROMIUM, "chromium is not installed: experiments/setup --tests --no-build installs it")
+class Browser(Case):
+    """The pages of a recorded run and of the made one, as a reader has them."""
+
+    seen: dict[str, dict[str, Any]]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        files = {name: cls.folder / f"{name}.html" for name in ("made", "quick", "bare")}
+        inspect(str(cls.made), "--html", str(files["made"]))
+        inspect(str(QUICK), "--html", str(files["quick"]))
+        files["bare"].write_text(page.html(store.load(cls.made), page.Libraries(missing="nothing is here")))
+        script = ROOT / "tests" / "report_page.mjs"
+        command = ["node", str(script), str(page.FOLDER), CHROMIUM, *map(str, files.values())]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=BOUND_S, check=False)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        cls.seen = {name: found[str(path)] for name, path in files.items()}
+
+    def test_there_is_no_error_and_nothing_is_fetched(self) -> None:
+        for name, found in self.seen.items():
+            with self.subTest(name):
+                self.assertEqual((found["errors"], found["requests"], found["elements"]), ([], [], 0))
+
+    def test_every_row_with_a_figure_is_a_point(self) -> None:
+        quick, made = (self.seen[name]["all"]["figures"] for name in ("quick", "made"))
+        self.assertEqual(quick["throughput-crr"]["points"], len(quick["throughput-crr"]["ways"]))
+        self.assertEqual(made["throughput-crr"]["points"], 4)
+        with_failed = made["throughput-crr-256"]
+        self.assertEqual((with_failed["points"], len(with_failed["ways"])), (3, 4))
+        self.assertEqual(made["latency-crr"]["points"], 4 * 5)
+        self.assertEqual(made["crashes-kill"]["points"], 2)
+        self.assertTrue(any(name.startswith("scaling-crr") for name in made), list(made))
+
+    def test_each_filter_filters_rows_and_points_and_stands_in_the_hash(self) -> None:
+        for page_name in ("quick", "made"):
+            found = self.seen[page_name]
+            whole = found["all"]["figures"]
+            for name, left in found["filters"].items():
+                with self.subTest(page_name, filter=name):
+                    self.assertIn(f"{name}=", left["hash"])
+                    rows, points = (sum(measure(one) for one in left["figures"].values())
+                                    for measure in (lambda one: len(one["ways"]), lambda one: one["points"]))
+                    self.assertLess(rows, sum(len(one["ways"]) for one in whole.values()))
+                    self.assertLess(points, sum(one["points"] for one in whole.values()))
+                    self.assertGreater(points, 0)
+                    self.assertTrue(left["count"].startswith(f"{rows} of "), left["count"])
+                    for chart, one in left["figures"].items():
+                        if chart.startswith("throughput-crr") and chart in whole and page_name == "quick":
+                            self.assertEqual(one["points"], len(one["ways"]))
+        self.assertEqual(set(self.seen["made"]["filters"]), {"workload", "loop", "workers", "connections", "way"})
+
+    def test_a_filter_leaves_the_right_rows(self) -> None:
+        filters = self.seen["made"]["filters"]
+        self.assertEqual(filters["workers"]["value"], "4")
+        self.assertEqual(set(filters["workers"]["figures"]["throughput-crr"]["ways"]), {HOSTILE})
+        self.assertEqual(set(filters["way"]["figures"]["throughput-crr"]["ways"]), {"epoll", "poll"})
+        self.assertEqual(filters["connections"]["value"], "256")
+        self.assertEqual(filters["connections"]["figures"]["throughput-crr"]["ways"], [])
+
+    def test_the_hash_brings_the_filters_back(self) -> None:
+        for name in ("quick", "made"):
+            found = self.seen[name]
+            self.assertEqual(found["reloaded"]["count"], found["filters"]["way"]["count"])
+            self.assertEqual(found["reloaded"]["figures"], found["filters"]["way"]["figures"])
+
+    def test_a_point_says_its_numbers(self) -> None:
+        number = r"\d\d,\d\d\d"
+        self.assertRegex(self.seen["made"]["tooltip"], rf"^e?poll\nconn/s\s+{number}\s+95 %\s+{number} to {number}")
+
+    def test_it_fits_a_phone_and_follows_light_dark_and_paper(self) -> None:
+        for name in ("quick", "made"):
+            found = self.seen[name]
+            with self.subTest(name):
+                self.assertEqual(found["overflow"], 0)
+                self.assertEqual(found["light"]["paper"], "rgb(255, 255, 255)")
+                self.assertNotEqual(found["dark"]["paper"], found["light"]["paper"])
+                self.assertEqual(found["dark"]["label"], found["dark"]["ink"])  # a chart's text follows the page's
+                self.assertEqual(found["paper"]["paper"], "rgb(255, 255, 255)")
+                self.assertGreater(found["closedOnScreen"], 0)
+                self.assertEqual(found["closedOnPaper"], 0)
+        self.assertEqual(self.seen["bare"]["overflow"], 0)
+
+    def test_without_vega_the_tables_are_seen(self) -> None:
+        bare = self.seen["bare"]
+        self.assertIn("Charts and filters are missing", bare["text"])
+        self.assertIn("nothing is here", bare["text"])
+        self.assertEqual(bare["tables"], len(self.seen["made"]["all"]["figures"]))
+        self.assertIn(HOSTILE, bare["text"])
+
+
+if __name__ == "__main__":
+    unittest.main()
