@@ -20,6 +20,7 @@ LARGEST = 5  # times the median way: a bar beyond is cut, or one slow way leaves
 LEGEND = ("Best first, by the ratio within repetitions (± half of a 95 % interval; ~ no difference seen, ? cannot "
           "tell).")
 OF_BARS = "A bar ends at the median: dark from the low end of the interval on, light beyond it up to the high end; ▶ goes on."
+OF_PLAIN = "A bar ends at the median: = from the low end of the interval on, - beyond it up to the high end; > goes on."
 PLAIN = str.maketrans("█▓░▶", "#=->")
 
 
@@ -90,7 +91,7 @@ def lines(chosen: list[Section], metric: str, axis: str, console: Console) -> li
     found: list[Text] = []
     for block in blocks(chosen, metric, axis, unicode):
         found += [*layout.lines(block), Text("")]
-    return found + layout.paragraph(f"{LEGEND} {OF_BARS}", "dim")
+    return found + layout.paragraph(f"{LEGEND} {OF_BARS}" if unicode else f"{LEGEND} {OF_PLAIN}", "dim")
 
 
 def markdown(chosen: list[Section], metric: str, axis: str) -> str:

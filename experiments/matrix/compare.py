@@ -129,11 +129,11 @@ def _matrices(a: dict[str, Any], b: dict[str, Any]) -> Iterator[str]:
         first, second = ({entry["name"]: entry for entry in matrix[key]} for matrix in (a, b))
         for label, names in (("A", first.keys() - second.keys()), ("B", second.keys() - first.keys())):
             if names:
-                yield f"{key} only in {label}: {', '.join(sorted(names))}"
+                yield f"{key} only in {label}: {' | '.join(sorted(names))}"
         other = sorted(name for name in first.keys() & second.keys()
                        if any(first[name][field] != second[name][field] for field in fields))
         if other:
-            yield f"{key} with other options, not to be compared: {', '.join(other)}"
+            yield f"{key} with other options, not to be compared: {' | '.join(other)}"
 
 
 def differences(a: Run, b: Run) -> list[str]:

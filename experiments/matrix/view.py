@@ -36,7 +36,7 @@ def select(run: Run, where: Sequence[str], baseline: str | None) -> list[Section
     found = sections(run, baseline)
     ways = {row.way for section in found for row in section.rows}
     if baseline is not None and baseline not in ways:
-        raise UsageError(f"--baseline: no way '{baseline}'; allowed: {', '.join(sorted(ways))}")
+        raise UsageError(f"--baseline: no way '{baseline}'; allowed: {'; '.join(sorted(ways))}")
     kept = []
     for section in found:
         rows = [row for row in section.rows
@@ -55,7 +55,7 @@ def _allowed(found: list[Section], conditions: Sequence[tuple[str, str]]) -> str
     if not alone:
         return "no row meets them all"
     values = sorted({axis_value(row, alone[0]) or "''" for row in rows}, key=natural)
-    return f"{alone[0]} is one of: {', '.join(values)}"
+    return f"{alone[0]} is one of: {'; '.join(values)}"
 
 
 def natural(text: str) -> list[tuple[int, str]]:
