@@ -134,7 +134,7 @@ def _seen(all_sections: list[Section]) -> str:
         return "Fewer than three repetitions: no difference can be told from noise."
     parts = "; ".join(f"{what} {', '.join(found)}" for what, found in limits.items() if found)
     return (f"What differs truly from {all_sections[0].baseline} is seen in nine of ten such runs from about this "
-            f"difference on, and half of it seldom: {parts}.")
+            f"difference on, and half of it seldom: {parts}. Of equals one in 20 is called different by chance.")
 
 
 def _context(run: Run, all_sections: list[Section]) -> list[str]:
@@ -158,7 +158,8 @@ def _context(run: Run, all_sections: list[Section]) -> list[str]:
         found.append(f"interrupted: {len(run.cells)} of {planned} cells are recorded (go on: run_matrix --resume)")
     paragraphs = [
         f"Median of {times} repetition{'s' * (times != '1')}; ± is half the 95 % "
-        "interval. A ratio is the typical one within repetitions: ~ no difference seen, ? cannot tell. " + _seen(all_sections),
+        "interval. A ratio is the typical one within repetitions: ~ no difference seen, ? cannot tell. "
+        + _seen(all_sections),
         "CPU is the server's, acceptor + workers (one figure: one process), from ready to end.",
         f"Client and server share {cores} cores; {meta['client_shape']}. Compare only within this load.",
         f"Seed {meta['seed']}, {meta['started_at'][:16]} UTC, revision {revision}, "
