@@ -103,9 +103,9 @@ def _entry(one: Compared, name: str) -> Entry:
 def _heads(group: list[Compared]) -> list[tuple[str, str]]:
     heads = []
     for index in range(len(group[0].pairs)):
-        title = " or ".join({one.pairs[index].title: None for one in group})
-        what, _, unit = title.rpartition(", ")
-        heads += [(layout.cut(what or title, 13), "A"), (unit if what else "", "B"), ("", "B/A")]
+        titles = {one.pairs[index].title for one in group}
+        what, _, unit = titles.pop().rpartition(", ") if len(titles) == 1 else ("", "", group[0].pairs[index].metric)
+        heads += [(layout.cut(what or unit, 13), "A"), (unit if what else "", "B"), ("", "B/A")]
     return heads
 
 

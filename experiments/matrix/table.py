@@ -35,7 +35,8 @@ def _cpu(row: Row) -> str:
     return f"{number(row.acceptor_cpu_us)}+{number(row.worker_cpu_us)}"
 
 
-def _columns(section: Section, matrix: dict[str, Any]) -> list[Column]:
+def _columns(section: Section, matrix: dict[str, Any], wide: bool) -> list[Column]:
+    """What fits into 80 columns; with `wide` also what is left out for that alone."""
     baseline = section.baseline
     head = layout.cut(baseline, 11)
     per = {"connection": "us/conn", "request": "us/req"}[section.figure.per]
@@ -53,10 +54,11 @@ def _columns(section: Section, matrix: dict[str, Any]) -> list[Column]:
     if section.workload.held:
         return [rate, p50, p99, *_held_columns(), faults]
     if not matrix.get("balance"):
-        return [rate, within, ratio, cpu, cpu_ratio, p99, faults]
+        return [rate, within, ratio, cpu, cpu_ratio, *[p50] * wide, p99, faults]
     connections = Column(("conn max", "to mean"), lambda row: number(row.connections_largest_to_mean))
     busy = Column(("CPU max", "to mean"), lambda row: number(row.cpu_largest_to_mean))
-    return [rate, ratio, p99, cpu, connections, busy, faults]
+    balance = [connections, busy, faults]
+    return [rate, within, ratio, cpu, cpu_ratio, p50, p99, *balance] if wide else [rate, ratio, p99, cpu, *balance]
 
 
 def _kill_columns() -> list[Column]:
@@ -90,8 +92,8 @@ def _held_columns() -> list[Column]:
     ]
 
 
-def _block(section: Section, matrix: dict[str, Any]) -> Block:
-    columns = _columns(section, matrix)
+def _block(section: Section, matrix: dict[str, Any], wide: bool = False) -> Block:
+    columns = _columns(section, matrix, wide)
     entries = []
     for row in section.rows:
         if row.repetitions:
@@ -207,7 +209,8 @@ def show(run: Run, console: Console) -> None:
 
 def markdown(run: Run, all_sections: list[Section] | None = None) -> str:
     all_sections = sections(run) if all_sections is None else all_sections
-    parts = [part for section in all_sections for part in layout.markdown(_block(section, run.meta["matrix"]))]
+    blocks = [_block(section, run.meta["matrix"], wide=True) for section in all_sections]
+    parts = [part for block in blocks for part in layout.markdown(block)]
     parts += [f"- {note}" for note in _explained(all_sections)]
     parts += [f"- {text}" for text in _context(run, all_sections)]
     parts.append(f"- Data: `{facts.shown_path(run.path)}`")
