@@ -66,7 +66,7 @@ def _per_unit(*keys: str) -> Callable[[Cell, Figure], float | None]:
     """What the server used of it, by each connection or request that it did."""
 
     def value(cell: Cell, figure: Figure) -> float | None:
-        totals = cell["server"]["totals"]
+        totals = cell["server"].get("totals", {})
         done = totals.get("echoes" if figure.per == "request" else "accepted")
         known = [totals[key] for key in keys if key in totals]
         return sum(known) / done if done and known else None

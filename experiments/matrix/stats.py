@@ -140,7 +140,9 @@ def apart(values: Sequence[float], base: Sequence[float]) -> Estimate | None:
     if error == 0:
         return _around(one - other, 0.0)
     if fewest < BOOTSTRAP_FROM:
-        return _around(one - other, STUDENT[fewest - 1] * error)
+        # Welch's degrees of freedom.
+        freedom = error**4 / (its_error**4 / (len(first) - 1) + other_error**4 / (len(second) - 1))
+        return _around(one - other, STUDENT[min(int(freedom), max(STUDENT))] * error)
     pairs = zip(_resampled(first), _resampled(second, stream=1))
     critical = _critical([(a - b, of_a + of_b) for (a, of_a), (b, of_b) in pairs])
     return _around(one - other, critical * error)

@@ -14,6 +14,7 @@ from matrix.spec import UsageError
 from matrix.store import Run
 
 AXES = ("way", "method", "loop", "workers", "strategy", "workload", "connections", "kind", "group", "status")
+OF_MEASURED = ("median", "interval", "ratio", "ratio_interval", "difference")
 
 
 def condition(text: str) -> tuple[str, str]:
@@ -36,7 +37,7 @@ def select(run: Run, where: Sequence[str], baseline: str | None) -> list[Section
     found = sections(run, baseline)
     ways = {row.way for section in found for row in section.rows}
     if baseline is not None and baseline not in ways:
-        raise UsageError(f"--baseline: no way '{baseline}'; allowed: {', '.join(sorted(ways))}")
+        raise UsageError(f"--baseline: no way '{baseline}'; allowed: {'; '.join(sorted(ways))}")
     kept = []
     for section in found:
         rows = [row for row in section.rows
@@ -55,7 +56,7 @@ def _allowed(found: list[Section], conditions: Sequence[tuple[str, str]]) -> str
     if not alone:
         return "no row meets them all"
     values = sorted({axis_value(row, alone[0]) or "''" for row in rows}, key=natural)
-    return f"{alone[0]} is one of: {', '.join(values)}"
+    return f"{alone[0]} is one of: {'; '.join(values)}"
 
 
 def natural(text: str) -> list[tuple[int, str]]:
@@ -115,5 +116,5 @@ def _record(entry: Ranked, metric: str) -> dict[str, Any]:
         "title": METRICS[metric].title(entry.section.figure),
         "repetitions": len(measured.values) if measured else 0,
         "baseline": entry.section.baseline,
-        **{key: getattr(measured, key, None) for key in ("median", "interval", "ratio", "ratio_interval", "difference")},
+        **{key: getattr(measured, key, None) for key in OF_MEASURED},
     }
