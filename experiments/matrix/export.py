@@ -6,27 +6,24 @@ import csv
 import io
 import json
 import re
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from matrix import table
-from matrix.rows import sections
 from matrix.store import Run, StoreError
 
 CHARACTER = 20 * 0.61  # width in rich's pictures: its font size by its aspect ratio
 INDENTED = re.compile(r'x="([\d.]+)" y="([\d.]+)" textLength="([\d.]+)"([^>]*)>((?:&#160;)+)(?=[^<&])')
 
 
-def as_json(run: Run) -> str:
-    rows = [asdict(row) for section in sections(run) for row in section.rows]
-    return json.dumps({"schema": "c10k-rows/1", "run": str(run.path), "rows": rows}, indent=1) + "\n"
+def as_json(source: Run, rows: list[dict[str, Any]], **more: Any) -> str:
+    return json.dumps({"schema": "c10k-rows/1", "run": str(source.path), **more, "rows": rows}, indent=1) + "\n"
 
 
-def as_csv(run: Run) -> str:
+def as_csv(rows: list[dict[str, Any]]) -> str:
     out = io.StringIO()
-    rows = [asdict(row) for section in sections(run) for row in section.rows]
     writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     for row in rows:

@@ -126,3 +126,9 @@ def one_line(facts: dict[str, Any]) -> str:
         f"Linux {facts['kernel']} {facts['machine']}, {facts['cpu_model'] or 'unknown CPU'}{virtual}, "
         f"{facts['cores']} cores, {facts['memory_bytes'] / 2**30:.0f} GiB"
     )
+
+
+def shown_path(path: Path) -> str:
+    """As it is named from the project's folder, where it lies in there."""
+    whole = path.resolve()
+    return str(whole.relative_to(ROOT)) if whole.is_relative_to(ROOT) else str(whole)

@@ -66,7 +66,7 @@ def _per_unit(*keys: str) -> Callable[[Cell, Figure], float | None]:
     """What the server used of it, by each connection or request that it did."""
 
     def value(cell: Cell, figure: Figure) -> float | None:
-        totals = cell["server"]["totals"]
+        totals = cell["server"].get("totals", {})
         done = totals.get("echoes" if figure.per == "request" else "accepted")
         known = [totals[key] for key in keys if key in totals]
         return sum(known) / done if done and known else None
@@ -90,16 +90,17 @@ class Metric:
     what: str
     unit: str = ""
     per_unit: bool = False
+    lower_is_better: bool = True
 
     def title(self, figure: Figure) -> str:
-        if not self.unit and not self.per_unit:
-            return " ".join(part for part in figure.title)
+        if self.value is value_of:
+            return " ".join(figure.title).replace(" /", "/")
         per = {"connection": "conn", "request": "req"}[figure.per]
         return f"{self.what}, {self.unit}/{per}" if self.per_unit else f"{self.what}, {self.unit}"
 
 
 METRICS = {
-    "rate": Metric(value_of, "the figure that ranks"),
+    "rate": Metric(value_of, "the figure that ranks the ways of a workload", lower_is_better=False),
     "cpu": Metric(_per_unit("acceptor_cpu_us", "worker_cpu_us"), "server CPU", "us", per_unit=True),
     "acceptor-cpu": Metric(_per_unit("acceptor_cpu_us"), "acceptor CPU", "us", per_unit=True),
     "worker-cpu": Metric(_per_unit("worker_cpu_us"), "worker CPU", "us", per_unit=True),

@@ -4,27 +4,45 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from matrix import bench, facts, store, usage
+from matrix.figures import METRICS
+from matrix.spec import Matrix, UsageError
+from matrix.view import AXES
 
 PROGRAM = "inspect"
+
+
+DESCRIPTION = """Prints a run that experiments/run_matrix recorded: the figure of every way as ranked bars with
+95 % intervals, and the table with all the rest. --metric or --by prints the bars alone."""
 
 
 def _parser() -> usage.Parser:
     parser = usage.Parser(
         PROGRAM,
-        "Prints the table of a run that experiments/run_matrix recorded.",
+        DESCRIPTION,
+        f"axes: {', '.join(AXES)}\n"
+        f"metrics: {', '.join(METRICS)}\n\n"
         "exit code: 0 done; 1 the run cannot be read, or --check-notes found a difference; 2 bad usage",
     )
     parser.add_argument("run", nargs="?", metavar="RUN",
                         help="a folder, or a name in results/ (default: the newest)")
-    form = parser.add_mutually_exclusive_group()
+    what = parser.add_argument_group("what is shown")
+    what.add_argument("--metric", metavar="NAME", help="this figure, as ranked bars (see below)")
+    what.add_argument("--by", metavar="AXIS", help="group the bars by it (default: workload)")
+    what.add_argument("--where", action="append", default=[], metavar="KEY=GLOB",
+                      help="only rows whose axis matches; repeatable, all must match")
+    what.add_argument("--baseline", metavar="WAY", help="take ratios to it (default: the matrix's own)")
+    what.add_argument("--compare", nargs=2, metavar=("RUN_A", "RUN_B"), help="the ratio B/A of two runs")
+    forms = parser.add_argument_group("in which form")
+    form = forms.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print GitHub Markdown")
     form.add_argument("--json", action="store_true", help="print the rows as JSON")
     form.add_argument("--csv", action="store_true", help="print the rows as CSV")
     form.add_argument("--svg", type=Path, metavar="FILE", help="write the table as a picture")
     form.add_argument("--record", type=Path, metavar="DIR",
-                      help="write a small copy, without histogram buckets")
+                      help="write a small copy, without histogram buckets; of a calibration, two figures a cell")
     form.add_argument("--update-notes", action="store_true",
                       help="put the tables between their marks in the notes")
     form.add_argument("--check-notes", action="store_true",
@@ -34,12 +52,31 @@ def _parser() -> usage.Parser:
     return parser
 
 
+def _check(parser: usage.Parser, args: Any) -> None:
+    """What argparse cannot: names of axes and metrics, and what does not go together."""
+    if args.by is not None and args.by not in AXES:
+        parser.error(f"--by: unknown axis '{args.by}'; allowed: {', '.join(AXES)}")
+    if args.metric is not None and args.metric not in METRICS:
+        parser.error(f"--metric: unknown figure '{args.metric}'; allowed: {', '.join(METRICS)}")
+    if args.compare and (args.run or args.baseline):
+        parser.error(f"--compare names both runs and takes ratios between them; not allowed with it: "
+                     f"{args.run or '--baseline'}")
+    whole = [name for name in ("svg", "record", "update-notes", "check-notes") if getattr(args, name.replace("-", "_"))]
+    chosen = [name for name in ("metric", "by", "where", "baseline", "compare") if getattr(args, name)]
+    if whole and chosen:
+        parser.error(f"--{whole[0]} takes the whole table; not allowed with it: --{chosen[0]}")
+
+
 def main(argv: list[str]) -> int:
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    _check(parser, args)
     if not usage.need_rich():
         return 1
     try:
-        return _inspect(args)
+        return _compare(args) if args.compare else _inspect(args)
+    except UsageError as error:
+        parser.error(str(error))
     except store.StoreError as error:
         return usage.fail(PROGRAM, error)
     except BrokenPipeError:  # the reader has seen enough
@@ -54,38 +91,70 @@ def _find(name: str | None) -> Path:
     return path if path.exists() or not (store.RESULTS / name).exists() else store.RESULTS / name
 
 
-def _inspect(args: object) -> int:
-    from rich.console import Console
-
-    from matrix import export, table
+def _inspect(args: Any) -> int:
+    from matrix import calibration, export, table
 
     path = _find(args.run)
     if bench.is_bench(path):
         return _inspect_bench(args, path)
     run = store.load(path)
-    if args.markdown:
-        print(table.markdown(run), end="")
-    elif args.json:
-        print(export.as_json(run), end="")
-    elif args.csv:
-        print(export.as_csv(run), end="")
-    elif args.svg:
+    if calibration.is_calibration(Matrix.from_json(run.meta["matrix"])) and not (args.metric or args.by or args.where):
+        return _inspect_calibration(args, run)
+    if args.svg:
         export.write_svg(run, args.svg)
     elif args.record:
         store.record_copy(run, args.record)
     elif args.update_notes or args.check_notes:
         return _notes(args, path, run.meta["matrix"]["name"], table.markdown(run))
     else:
-        table.show(run, Console())
+        _print(args, run)
     sys.stdout.flush()
     return 0
 
 
-def _inspect_bench(args: object, path: Path) -> int:
+def _print(args: Any, run: store.Run) -> None:
+    from rich.console import Console
+
+    from matrix import bars, export, layout, table, view
+
+    chosen = view.select(run, args.where, args.baseline)
+    metric, axis = args.metric or "rate", args.by or "workload"
+    alone = bool(args.metric or args.by)
+    if args.json or args.csv:
+        rows = view.records(chosen, args.metric, args.by)
+        print(export.as_json(run, rows) if args.json else export.as_csv(rows), end="")
+    elif args.markdown:
+        print(bars.markdown(chosen, metric, axis) if alone else table.markdown(run, chosen), end="")
+    else:
+        console = Console()
+        layout.show(bars.lines(chosen, metric, axis, console), console)
+        if not alone:
+            print()
+            layout.show(table.lines(run, chosen), console)
+
+
+def _compare(args: Any) -> int:
+    from rich.console import Console
+
+    from matrix import compare, export, layout, view
+
+    a, b = (store.load(_find(name)) for name in args.compare)
+    found = compare.compared(view.select(a, args.where, None), view.select(b, args.where, None), args.metric, args.by)
+    if args.json or args.csv:
+        rows = compare.records(found)
+        more = {"compared_with": str(b.path), "differences": compare.differences(a, b)}
+        print(export.as_json(a, rows, **more) if args.json else export.as_csv(rows), end="")
+    elif args.markdown:
+        print(compare.markdown(a, b, found, args.by or ""), end="")
+    else:
+        layout.show(compare.lines(a, b, found, args.by or ""), Console())
+    sys.stdout.flush()
+    return 0
+
+
+def _inspect_bench(args: Any, path: Path) -> int:
     """A recorded result of handoff-bench: Markdown, for the notes."""
-    shown = path.resolve()
-    shown = shown.relative_to(facts.ROOT) if shown.is_relative_to(facts.ROOT) else shown
-    text = bench.markdown(bench.load(path), str(shown))
+    text = bench.markdown(bench.load(path), facts.shown_path(path))
     if args.update_notes or args.check_notes:
         return _notes(args, path, bench.NAME, text)
     if args.json or args.csv or args.svg or args.record:
@@ -94,7 +163,30 @@ def _inspect_bench(args: object, path: Path) -> int:
     return 0
 
 
-def _notes(args: object, path: Path, name: str, text: str) -> int:
+def _inspect_calibration(args: Any, run: store.Run) -> int:
+    """What the comparison found of differences that are known; the figures of its ways by --metric or --where."""
+    from rich.console import Console
+
+    from matrix import calibration, layout
+
+    if args.record:
+        calibration.record(run, args.record)
+        return 0
+    if args.json or args.csv or args.svg or args.baseline:
+        return usage.fail(PROGRAM, f"{run.path}: of a calibration there is its summary, also as --markdown, and its ways "
+                          "by --metric")
+    samples = calibration.sample(run)
+    text = calibration.markdown(run, samples)
+    if args.update_notes or args.check_notes:
+        return _notes(args, run.path, run.meta["matrix"]["name"], text)
+    if args.markdown:
+        print(text, end="")
+    else:
+        layout.show(calibration.lines(run, samples), Console())
+    return 0
+
+
+def _notes(args: Any, path: Path, name: str, text: str) -> int:
     from matrix import notes
 
     if args.update_notes:

@@ -111,8 +111,14 @@ class Section:
     cells: dict[str, Cells]  # of each way
     unseen_below: float | None = None  # relative differences under this are often not seen
     cpu_unseen_below: float | None = None
+    known: dict[tuple[str, str], Measured | None] = field(default_factory=dict)  # what measured() has given
 
     def measured(self, way: str, metric: str) -> Measured | None:
+        if (way, metric) not in self.known:
+            self.known[way, metric] = self._measure(way, metric)
+        return self.known[way, metric]
+
+    def _measure(self, way: str, metric: str) -> Measured | None:
         values = {
             name: figures.values_of(self.cells[name], metric, self.figure)
             for name in (way, self.baseline)

@@ -1,0 +1,175 @@
+"""Is the comparison itself to be trusted? A matrix may run one program under several names: NAME, 'NAME twin'
+(the same) and 'NAME slower' (the same with a busy loop). Every stretch of its repetitions is a try, in which
+twins must not be called different and slower ones must be."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from matrix import facts, layout, stats, store
+from matrix.figures import METRICS, Figure, figure_of, measure
+from matrix.layout import Block, Entry
+from matrix.spec import Matrix
+from matrix.store import StoreError
+
+FILE = "samples.csv"
+TWIN, SLOWER = " twin", " slower"
+LENGTHS = (3, 5, 15, 30, 60)  # repetitions of a try
+METRIC_NAMES = ("cpu", "rate")
+
+Samples = dict[tuple[str, str], dict[int, float]]  # of a way and a metric, by repetition
+
+
+@dataclass(frozen=True)
+class Tries:
+    """How the pairs of one kind came out, in stretches of so many repetitions."""
+
+    called: int  # different
+    untold: int  # neither different nor not
+    tries: int
+    unseen_below: float | None  # as a run of this length says of itself
+
+
+def pairs(matrix: Matrix, kind: str) -> list[tuple[str, str]]:
+    names = {way.name for way in matrix.ways}
+    return [(name.removesuffix(kind), name) for name in sorted(names)
+            if name.endswith(kind) and name.removesuffix(kind) in names]
+
+
+def is_calibration(matrix: Matrix) -> bool:
+    return bool(pairs(matrix, TWIN) and pairs(matrix, SLOWER))
+
+
+def sample(run: store.Run) -> Samples:
+    """CPU per unit and the rate of every cell: of the recorded copy, or of the whole run."""
+    path = run.path / FILE
+    if path.exists():
+        return _read(path)
+    figure = _figure(run)
+    samples: Samples = {}
+    for cell in run.cells:
+        for metric in METRIC_NAMES if cell["status"] == "ok" else ():
+            if (value := METRICS[metric].value(cell, figure)) is not None:
+                samples.setdefault((cell["way"], metric), {})[cell["repetition"]] = value
+    return samples
+
+
+def _figure(run: store.Run) -> Figure:
+    return figure_of(Matrix.from_json(run.meta["matrix"]).workloads[0])
+
+
+def _read(path: Path) -> Samples:
+    samples: Samples = {}
+    try:
+        with path.open(newline="") as file:
+            for number, line in enumerate(csv.DictReader(file), 2):
+                for column, text in line.items():
+                    if column == "repetition" or not text:
+                        continue
+                    way, _, metric = column.rpartition(" ")
+                    samples.setdefault((way, metric), {})[int(line["repetition"])] = float(text)
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from None
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise StoreError(f"{path} line {number}: {error}; record it again with experiments/inspect RUN --record") from None
+    return samples
+
+
+def record(run: store.Run, target: Path) -> None:
+    """A copy small enough to commit: run.json, and a line for each repetition with two figures of each way."""
+    samples = sample(run)
+    columns = sorted(samples)
+    repetitions = sorted({rep for values in samples.values() for rep in values})
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        store.write_meta(target, run.meta)
+        with (target / FILE).open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["repetition", *(f"{way} {metric}" for way, metric in columns)])
+            for rep in repetitions:
+                figures = (samples[column].get(rep) for column in columns)
+                writer.writerow([rep, *("" if value is None else f"{value:.5g}" for value in figures)])
+    except OSError as error:
+        raise StoreError(f"{target}: {error.strerror}") from None
+
+
+def tried(samples: Samples, of: Sequence[tuple[str, str]], metric: str, length: int) -> Tries:
+    """Every pair in every whole stretch of so many repetitions, by the very comparison that a table uses."""
+    verdicts, intervals = [], []
+    for base, way in of:
+        first, second = samples.get((base, metric), {}), samples.get((way, metric), {})
+        both = sorted(first.keys() & second.keys())
+        for start in range(0, len(both) - length + 1, length):
+            stretch = both[start : start + length]
+            ratio = stats.estimate([second[rep] / first[rep] for rep in stretch])
+            verdicts.append(stats.difference(ratio))
+            intervals.append(ratio.interval if ratio else None)
+    return Tries(verdicts.count("seen"), verdicts.count("unknown"), len(verdicts), stats.unseen_below(intervals))
+
+
+HEADS = [
+    ("CPU: twins", "called different"), ("slower", "found"), ("seen from", "(9 of 10)"),
+    ("rate: twins", "called different"), ("seen from", "(9 of 10)"),
+]
+
+
+def _of(tries: Tries) -> str:
+    return f"{tries.called} of {tries.tries}"
+
+
+def _from(tries: Tries) -> str:
+    return "-" if tries.unseen_below is None else f"{tries.unseen_below:.0%}"
+
+
+def block(run: store.Run, samples: Samples) -> Block:
+    matrix = Matrix.from_json(run.meta["matrix"])
+    twins, slower = pairs(matrix, TWIN), pairs(matrix, SLOWER)
+    entries = []
+    for length in LENGTHS:
+        same, slowed = (tried(samples, of, "cpu", length) for of in (twins, slower))
+        rate = tried(samples, twins, "rate", length)
+        if same.tries and slowed.tries:
+            texts = [_of(same), _of(slowed), _from(same), _of(rate), _from(rate)]
+            entries.append(Entry(f"{length}", texts))
+    return Block("calibration", matrix.summary, "repetitions", HEADS, entries)
+
+
+def sizes(run: store.Run, samples: Samples) -> str:
+    """What the twins' and the slower ones' CPU per unit came to, over all repetitions."""
+    matrix = Matrix.from_json(run.meta["matrix"])
+    found = []
+    for base, way in pairs(matrix, TWIN) + pairs(matrix, SLOWER):
+        measured = measure(samples.get((way, "cpu"), {}), samples.get((base, "cpu"), {}))
+        if measured and measured.ratio and measured.ratio_interval:
+            found.append(f"{way} {measured.ratio:.3f} ({measured.ratio_interval[0]:.3f} to {measured.ratio_interval[1]:.3f})")
+    return ", ".join(found)
+
+
+def remarks(run: store.Run, samples: Samples) -> list[str]:
+    meta = run.meta
+    return [
+        "A try is one pair in one stretch of so many repetitions: twins are the same program, so each one called "
+        "different is a false alarm (1 in 20 is what a 95 % interval allows); slower ones burn about a tenth more CPU "
+        "per connection. The comparison is the one of every table here.",
+        f"CPU per connection to the same program's over all repetitions: {sizes(run, samples)}.",
+        f"Seed {meta['seed']}, {meta['started_at'][:16]} UTC, revision {(meta['source']['revision'] or 'unknown')[:12]}, "
+        f"{meta['build']['cmake_build_type'] or 'unknown'} build.",
+    ]
+
+
+def lines(run: store.Run, samples: Samples) -> list[Text]:
+    found = [*layout.lines(block(run, samples)), Text("")]
+    for text in remarks(run, samples):
+        found += layout.paragraph(text, "dim")
+    return [*found, Text(f"Data: {facts.shown_path(run.path)}", style="dim")]
+
+
+def markdown(run: store.Run, samples: Samples) -> str:
+    parts = layout.markdown(block(run, samples)) + [f"- {text}" for text in remarks(run, samples)]
+    return "\n".join([*parts, f"- Data: `{facts.shown_path(run.path)}`"]) + "\n"

@@ -1,0 +1,119 @@
+"""What of a run is shown, and how it is grouped and ranked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from matrix.figures import METRICS, Measured
+from matrix.rows import Row, Section, sections
+from matrix.spec import UsageError
+from matrix.store import Run
+
+AXES = ("way", "method", "loop", "workers", "strategy", "workload", "connections", "kind", "group", "status")
+
+
+def condition(text: str) -> tuple[str, str]:
+    """KEY=GLOB of --where."""
+    key, equals, glob = text.partition("=")
+    if not equals or key not in AXES:
+        raise UsageError(f"--where: '{text}' is not KEY=GLOB; allowed keys: {', '.join(AXES)}")
+    return key, glob
+
+
+def axis_value(row: Row, axis: str) -> str:
+    value = getattr(row, axis)
+    return "" if value is None else str(value)
+
+
+def select(run: Run, where: Sequence[str], baseline: str | None) -> list[Section]:
+    """The sections of a run with the rows that meet all conditions; ratios are to the baseline even where
+    that is not among them."""
+    conditions = [condition(text) for text in where]
+    found = sections(run, baseline)
+    ways = {row.way for section in found for row in section.rows}
+    if baseline is not None and baseline not in ways:
+        raise UsageError(f"--baseline: no way '{baseline}'; allowed: {'; '.join(sorted(ways))}")
+    kept = []
+    for section in found:
+        rows = [row for row in section.rows
+                if all(fnmatchcase(axis_value(row, key), glob) for key, glob in conditions)]
+        if rows:
+            kept.append(replace(section, rows=rows))
+    if not kept:
+        raise UsageError(f"--where {' '.join(where)}: selects no row; {_allowed(found, conditions)}")
+    return kept
+
+
+def _allowed(found: list[Section], conditions: Sequence[tuple[str, str]]) -> str:
+    """The values of the first axis whose condition no row meets, or of all that have one."""
+    rows = [row for section in found for row in section.rows]
+    alone = [key for key, glob in conditions if not any(fnmatchcase(axis_value(row, key), glob) for row in rows)]
+    if not alone:
+        return "no row meets them all"
+    values = sorted({axis_value(row, alone[0]) or "''" for row in rows}, key=natural)
+    return f"{alone[0]} is one of: {'; '.join(values)}"
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """Sorts 16 before 1024."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A row and one figure of it."""
+
+    row: Row
+    section: Section
+    measured: Measured | None
+
+    def rank(self, lower_is_better: bool) -> tuple[bool, float]:
+        """Best first, by the ratio within repetitions where there is one, as that is what noise disturbs
+        least; rows without a figure last."""
+        if self.measured is None:
+            return True, 0.0
+        value = self.measured.median
+        if self.row.way == self.section.baseline:
+            value = 1.0
+        elif self.measured.ratio is not None:
+            value = self.measured.ratio
+        return False, value if lower_is_better else -value
+
+
+def grouped(chosen: list[Section], metric: str, axis: str) -> Iterator[tuple[str, list[Ranked]]]:
+    """The rows by the value of an axis, ranked within a group and workload."""
+    groups: dict[str, list[Ranked]] = {}
+    for section in chosen:
+        lower = METRICS[metric].lower_is_better or section.figure.lower_is_better
+        ranked = [Ranked(row, section, section.measured(row.way, metric)) for row in section.rows]
+        for entry in sorted(ranked, key=lambda entry: entry.rank(lower)):
+            groups.setdefault(axis_value(entry.row, axis), []).append(entry)
+    # Ways and workloads come in an order of their own.
+    yield from groups.items() if axis in ("way", "workload") else sorted(
+        groups.items(), key=lambda group: natural(group[0])
+    )
+
+
+def records(chosen: list[Section], metric: str | None, axis: str) -> list[dict[str, Any]]:
+    """The rows for other programs: all figures, or the one that is asked for."""
+    found = []
+    for _, group in grouped(chosen, metric or "rate", axis) if metric or axis else []:
+        found += [_record(entry, metric) if metric else asdict(entry.row) for entry in group]
+    return found or [asdict(row) for section in chosen for row in section.rows]
+
+
+def _record(entry: Ranked, metric: str) -> dict[str, Any]:
+    row, measured = entry.row, entry.measured
+    return {
+        **{axis: getattr(row, axis) for axis in AXES},
+        "reason": row.reason,
+        "metric": metric,
+        "title": METRICS[metric].title(entry.section.figure),
+        "repetitions": len(measured.values) if measured else 0,
+        "baseline": entry.section.baseline,
+        **{key: getattr(measured, key, None) for key in ("median", "interval", "ratio", "ratio_interval", "difference")},
+    }
