@@ -15,121 +15,13 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 import unittest
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "experiments"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from matrix import rows, spec, stats, store, table  # noqa: E402
-
-BOUND_S = 30  # for whatever a test waits for; reached only when it fails
-
-MATRIX = """
-schema = "c10k-matrix/1"
-summary = "for tests"
-repetitions = 2
-baseline = "epoll"
-[server]
-strategies = ["epoll", "select"]
-methods = ["scm-stream", "inherited-listener:wait=exclusive,and=much,more=than,fits=there"]
-workers = 2
-[[workload]]
-name = "crr"
-kind = "crr"
-summary = "connect, one echo, close"
-client = ["--connections", "64"]
-limit_s = 20
-expected_s = 0.1
-[[workload]]
-name = "hold"
-kind = "hold"
-summary = "hold"
-client = ["--connections", "10000"]
-limit_s = 20
-expected_s = 0.1
-"""
-
-# What a fake does is told by files beside it: crash-WAY, hang, unsupported.
-SERVER = """#!/usr/bin/python3
-import json, pathlib, signal, sys
-here, argv = pathlib.Path(__file__).parent, sys.argv[1:]
-def option(name): return argv[argv.index(name) + 1] if name in argv else None
-if "--list" in argv:
-    away = "no permission: errno 1" if (here / "unsupported").exists() else ""
-    methods = [{"name": "scm-stream", "available": not away, "reason": away},
-               {"name": "inherited-listener", "available": True, "reason": ""}]
-    strategies = [{"name": name, "available": True, "reason": ""} for name in ("epoll", "select", "pool")]
-    print(json.dumps({"schema": "c10k-list/1", "strategies": strategies, "methods": methods}))
-    sys.exit()
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-if (here / f"crash-{option('--strategy')}").exists():
-    sys.exit("first line\\nthe fake server fell over")
-print("listening 127.0.0.1:1", flush=True)
-signal.sigwait([signal.SIGTERM])
-totals = {"accepted": 1000, "echoes": 1000, "acceptor_cpu_us": 99900 if option("--ipc") else 0,
-          "worker_cpu_us": 99900, "errors": {}}
-report = {"schema": "c10k-server-report/1", "totals": totals, "books": {"balanced": True, "lost": 0}}
-pathlib.Path(option("--report")).write_text(json.dumps(report))
-"""
-
-CLIENT = """#!/usr/bin/python3
-import json, os, pathlib, signal, sys
-here, argv = pathlib.Path(__file__).parent, sys.argv[1:]
-def option(name): return argv[argv.index(name) + 1] if name in argv else None
-if (here / "hang").exists():
-    server = [pid for pid in os.listdir("/proc") if pid.isdigit() and pid != str(os.getpid())
-              and str(here / "c10k-server").encode() in pathlib.Path("/proc", pid, "cmdline").read_bytes()
-              and str(os.getppid()).encode() == pathlib.Path("/proc", pid, "stat").read_bytes().split()[3]]
-    (here / "hang").write_text(f"{server[0]} {os.getpid()}\\n")
-    signal.pause()
-held = int(option("--connections"))
-latency = {"count": 1, "p50_us": 1234567.0, "p99_us": 12345678.0, "buckets_ns": [[100, 1]]}
-result = {"schema": "c10k-client-result/1", "attempts": held, "outcomes": {"echoed": held, "refused": 0},
-          "connections_per_s": 123456.7, "connect_all_s": 12.3, "peak_connections": held,
-          "latency": latency, "client": {"cpu_share": 0.99}}
-pathlib.Path(option("--json")).write_text(json.dumps(result))
-"""
-
-
-class Case(unittest.TestCase):
-    def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory(prefix="c10k-test-")
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
-        self.run_folder = self.folder / "run"
-        # run_matrix puts the folders of its cells here; one that was killed cannot remove them.
-        self.environment = {**os.environ, "TMPDIR": folder.name}
-        (self.folder / "test.toml").write_text(MATRIX)
-        for name, text in (("c10k-server", SERVER), ("c10k-client", CLIENT)):
-            (self.folder / name).write_text(text)
-            (self.folder / name).chmod(0o755)
-
-    def command(self, *arguments: str) -> list[str]:
-        return [str(ROOT / "experiments" / "run_matrix"), "--bin-dir", str(self.folder), *arguments]
-
-    def fresh(self, *arguments: str) -> list[str]:
-        return self.command(str(self.folder / "test.toml"), "--output", str(self.run_folder), *arguments)
-
-    def call(self, command: list[str], code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=BOUND_S, check=False
-        )
-        self.assertEqual(done.returncode, code, done.stderr)
-        return done
-
-    def inspect(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        return self.call([str(ROOT / "experiments" / "inspect"), str(self.run_folder), *arguments], code)
-
-    def cells(self) -> list[dict[str, Any]]:
-        return store.load(self.run_folder).cells
-
-    def rows(self) -> dict[tuple[str, str], rows.Row]:
-        found = rows.sections(store.load(self.run_folder))
-        return {(row.workload, row.way): row for section in found for row in section.rows}
-
+from matrix_support import BOUND_S, Case  # noqa: E402
+from matrix import rows, stats, store, table  # noqa: E402
 
 class Statistics(unittest.TestCase):
     def test_ratios_pair_within_a_repetition(self) -> None:
@@ -151,18 +43,6 @@ class Statistics(unittest.TestCase):
             self.assertEqual(stats.difference(stats.estimate(ratios)), "unknown")
         self.assertEqual(stats.difference(stats.estimate([0.1, 0.11, 0.12])), "seen")
         self.assertEqual(stats.difference(stats.estimate([1.0, 1.0, 1.0])), "none")
-
-
-class Order(unittest.TestCase):
-    def test_a_seed_gives_blocks_of_all_cells_in_one_order(self) -> None:
-        matrix = spec.load("quick")
-        first, again, other = (spec.cells(matrix, seed) for seed in (1, 1, 2))
-        self.assertEqual(first, again)
-        self.assertNotEqual(first, other)
-        size = len(matrix.ways) * len(matrix.workloads)
-        for block in (first[:size], first[size : 2 * size], first[2 * size :]):
-            self.assertEqual(len({(cell.way.name, cell.workload.name) for cell in block}), size)
-        self.assertNotEqual([cell.way for cell in first[:size]], [cell.way for cell in first[size : 2 * size]])
 
 
 class Running(Case):
@@ -253,12 +133,6 @@ class Running(Case):
 
 
 class Usage(Case):
-    def assert_one_line(self, done: subprocess.CompletedProcess[str], *parts: str) -> None:
-        self.assertEqual(done.stdout, "")
-        self.assertEqual(len(done.stderr.splitlines()), 1, done.stderr)
-        for part in parts:
-            self.assertIn(part, done.stderr)
-
     def test_bad_usage_is_one_line_that_says_what_is_allowed(self) -> None:
         self.assert_one_line(self.call(self.command("quik"), 2), "quik", "quick")
         self.assert_one_line(self.call(self.command(), 2), "quick")
@@ -266,16 +140,6 @@ class Usage(Case):
         self.assert_one_line(self.call(self.fresh("--repetitions", "0"), 2), "'0'", "1 to 1000")
         self.assert_one_line(self.call(self.command("quick", "--resume", "there"), 2), "--resume", "quick")
         self.assert_one_line(self.inspect("--json", "--csv", code=2), "--json", "--csv")
-
-    def test_a_folder_that_cannot_be_made_is_one_line(self) -> None:
-        (self.folder / "file").touch()
-        command = self.command("quick", "--output", str(self.folder / "file" / "run"))
-        self.assert_one_line(self.call(command, 1), "Not a directory")
-
-    def test_a_foreign_file_is_one_line(self) -> None:
-        self.call(self.fresh("--only", "epoll", "--only", "crr"))
-        (self.run_folder / "cells.jsonl").write_text('{"schema": "another/1"}\n')
-        self.assert_one_line(self.inspect(code=1), "line 1", "another/1", "c10k-cell/1")
 
 
 class Inspecting(Case):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from statistics import median
 from typing import Any
 
@@ -40,7 +41,9 @@ class Progress:
     def __init__(self, console: Console, cells: list[Cell], left: list[Cell]) -> None:
         self._console = console
         self._all = len(cells)
-        self._left = list(left)
+        # Counted by workload and way: thousands of cells are too many to go through beside a measurement.
+        self._left = Counter((cell.workload.name, cell.way.name) for cell in left)
+        self._expected = {cell.workload.name: cell.workload.expected_s for cell in cells}
         self._current: Cell | None = None
         self._last = ""
         self._started = time.monotonic()
@@ -65,30 +68,32 @@ class Progress:
         self.tick()
 
     def done(self, cell: Cell, record: dict[str, Any]) -> None:
-        self._left.remove(cell)
+        self._left[cell.workload.name, cell.way.name] -= 1
         if record["status"] not in ("unsupported", "not run"):
             self._took.setdefault(cell.workload.name, {})[cell.way.name] = record["elapsed_s"]
         result = outcome(cell, record)
         self._last = f"{cell.workload.name} {cell.way.name}: {result}"
         if not self._live:
             self._console.print(
-                f"{self._all - len(self._left)}/{self._all} {self._last} ({clock(self._remaining())} left)",
+                f"{self._finished()}/{self._all} {self._last} ({clock(self._remaining())} left)",
                 soft_wrap=True, highlight=False, markup=False,
             )
 
+    def _finished(self) -> int:
+        return self._all - self._left.total()
+
     def _remaining(self) -> float:
-        total = 0.0
-        for cell in self._left:
-            took = self._took.get(cell.workload.name, {})
-            other = median(took.values()) if took else cell.workload.expected_s
-            total += took.get(cell.way.name, other)
-        return total
+        others = {load: median(took.values()) for load, took in self._took.items()}
+        return sum(
+            count * self._took.get(load, {}).get(way, others.get(load, self._expected[load]))
+            for (load, way), count in self._left.items()
+        )
 
     def tick(self) -> None:
         if not self._live or not self._current:
             return
         now, cell = time.monotonic(), self._current
-        finished = self._all - len(self._left)
+        finished = self._finished()
         remaining = max(self._remaining() - (now - self._cell_started), 0)
         line = Table.grid(padding=(0, 1))
         line.add_row(
