@@ -85,7 +85,7 @@ def _best(section: Section, question: str, rows: list[Row], metric: str, lower: 
 
 def _certainty(section: Section, first: Row, rows: list[Row], metric: str, lower: bool) -> str:
     """How the others compare with the first, each paired within the repetitions."""
-    against = replace(section, baseline=first.way)
+    against = replace(section, baseline=first.way, known={})
     worse = "dearer" if metric == "cpu" else "worse" if lower else "slower"
     found: dict[str, list[str]] = {"seen": [], "none": [], "unknown": []}
     for row in rows:
