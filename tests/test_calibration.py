@@ -142,7 +142,8 @@ class Recorded(unittest.TestCase):
     def test_a_copy_of_the_copy_is_the_same(self) -> None:
         with tempfile.TemporaryDirectory(prefix="c10k-test-") as folder:
             calibration.record(self.run, Path(folder))
-            self.assertEqual((Path(folder) / calibration.FILE).read_bytes(), (REFERENCE / calibration.FILE).read_bytes())
+            copies = [(path / calibration.FILE).read_bytes() for path in (Path(folder), REFERENCE)]
+        self.assertEqual(*copies)
 
     def test_a_damaged_copy_is_one_line(self) -> None:
         with tempfile.TemporaryDirectory(prefix="c10k-test-") as folder:

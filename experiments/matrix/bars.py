@@ -17,10 +17,8 @@ BAR = 26  # characters; the rest of 80 is the figures'
 HEADROOM = 1.25  # by which an interval may exceed its figure before it is cut
 LARGEST = 5  # times the median way: a bar beyond is cut, or one slow way leaves no room for the others
 
-LEGEND = ("Best first, by the ratio within repetitions (± half of a 95 % interval; ~ no difference seen, ? cannot "
-          "tell).")
-OF_BARS = "A bar ends at the median: dark from the low end of the interval on, light beyond it up to the high end; ▶ goes on."
-OF_PLAIN = "A bar ends at the median: = from the low end of the interval on, - beyond it up to the high end; > goes on."
+LEGEND = "Best first, by the ratio within repetitions (± half of a 95 % interval; ~ no difference seen, ? cannot tell)."
+OF_BARS = "A bar ends at the median: ▓ from the low end of the interval on, ░ beyond it up to the high end; ▶ goes on."
 PLAIN = str.maketrans("█▓░▶", "#=->")
 
 
@@ -62,28 +60,31 @@ def blocks(chosen: list[Section], metric: str, axis: str, unicode: bool = True, 
     scales = _scales(groups, metric)
     found = []
     for value, group in groups:
-        titles = {METRICS[metric].title(entry.section.figure): None for entry in group}
-        several = len({entry.row.workload for entry in group}) > 1
-        name = _name(axis, several)
-        bases = {entry.section.baseline for entry in group}
-        heads = [("", "median"), ("", "95 %"), ("ratio to", layout.cut(bases.pop(), 11))]
-        heads += [("", "")] if bars else []
+        name = _name(axis, len({entry.row.workload for entry in group}) > 1)
         entries = []
-        for entry in group:
-            if not entry.measured:
-                entries.append(layout.without_figures(entry.row, name(entry)))
-                continue
-            one, title = entry.measured, METRICS[metric].title(entry.section.figure)
-            texts = [number(one.median), plus_minus(one.interval) or "-",
-                     ratio_text(one.ratio, one.ratio_interval, one.difference)]
-            texts += [_drawn(entry, scales[title], unicode)] if bars else []
-            style = "red" if entry.row.faults else "bold" if one.difference == "base" else ""
-            entries.append(Entry(name(entry), texts, style=style))
+        for one in group:
+            scale = scales.get(METRICS[metric].title(one.section.figure), 1.0)
+            bar = [_drawn(one, scale, unicode)] if bars and one.measured else []
+            entries.append(_entry(one, name(one), bar))
+        heads = [("", "median"), ("", "95 %"), ("ratio to", layout.cut(group[0].section.baseline, 11))]
         about = group[0].section.workload.summary if axis == "workload" else ""
-        title = f"{value or 'none'}, {' or '.join(titles)}" if axis in ("way", "workload") else \
-            f"{axis} {value or 'none'}, {' or '.join(titles)}"
-        found.append(Block(title, about, "workload" if axis == "way" else "way", heads, entries))
+        found.append(Block(_title(group, metric, axis, value or "none"), about,
+                           "workload" if axis == "way" else "way", heads + [("", "")] * bars, entries))
     return found
+
+
+def _title(group: list[Ranked], metric: str, axis: str, value: str) -> str:
+    titles = " or ".join({METRICS[metric].title(entry.section.figure): None for entry in group})
+    return f"{value if axis in ('way', 'workload') else f'{axis} {value}'}, {titles}"
+
+
+def _entry(ranked: Ranked, name: str, bar: list[str]) -> Entry:
+    one = ranked.measured
+    if not one:
+        return layout.without_figures(ranked.row, name)
+    texts = [number(one.median), plus_minus(one.interval) or "-",
+             ratio_text(one.ratio, one.ratio_interval, one.difference), *bar]
+    return Entry(name, texts, style="red" if ranked.row.faults else "bold" if one.difference == "base" else "")
 
 
 def lines(chosen: list[Section], metric: str, axis: str, console: Console) -> list[Text]:
@@ -91,7 +92,7 @@ def lines(chosen: list[Section], metric: str, axis: str, console: Console) -> li
     found: list[Text] = []
     for block in blocks(chosen, metric, axis, unicode):
         found += [*layout.lines(block), Text("")]
-    return found + layout.paragraph(f"{LEGEND} {OF_BARS}" if unicode else f"{LEGEND} {OF_PLAIN}", "dim")
+    return found + layout.paragraph(f"{LEGEND} {OF_BARS if unicode else OF_BARS.translate(PLAIN)}", "dim")
 
 
 def markdown(chosen: list[Section], metric: str, axis: str) -> str:

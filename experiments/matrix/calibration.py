@@ -77,7 +77,7 @@ def _read(path: Path) -> Samples:
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from None
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise StoreError(f"{path} line {number}: {error}; record it again with experiments/inspect RUN --record") from None
+        raise StoreError(f"{path} line {number}: {error} (made by experiments/inspect RUN --record)") from None
     return samples
 
 
@@ -147,18 +147,19 @@ def sizes(run: store.Run, samples: Samples) -> str:
     for base, way in pairs(matrix, TWIN) + pairs(matrix, SLOWER):
         measured = measure(samples.get((way, "cpu"), {}), samples.get((base, "cpu"), {}))
         if measured and measured.ratio and measured.ratio_interval:
-            found.append(f"{way} {measured.ratio:.3f} ({measured.ratio_interval[0]:.3f} to {measured.ratio_interval[1]:.3f})")
+            found.append(f"{way} {measured.ratio:.3f} ({{:.3f}} to {{:.3f}})".format(*measured.ratio_interval))
     return ", ".join(found)
 
 
 def remarks(run: store.Run, samples: Samples) -> list[str]:
     meta = run.meta
+    revision = (meta["source"]["revision"] or "unknown")[:12]
     return [
         "A try is one pair in one stretch of so many repetitions: twins are the same program, so each one called "
         "different is a false alarm (1 in 20 is what a 95 % interval allows); slower ones burn about a tenth more CPU "
         "per connection. The comparison is the one of every table here.",
         f"CPU per connection to the same program's over all repetitions: {sizes(run, samples)}.",
-        f"Seed {meta['seed']}, {meta['started_at'][:16]} UTC, revision {(meta['source']['revision'] or 'unknown')[:12]}, "
+        f"Seed {meta['seed']}, {meta['started_at'][:16]} UTC, revision {revision}, "
         f"{meta['build']['cmake_build_type'] or 'unknown'} build.",
     ]
 

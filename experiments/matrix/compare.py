@@ -17,9 +17,9 @@ from matrix.store import Run
 from matrix.view import AXES, axis_value, natural
 
 DEFAULT = ("rate", "cpu")
-LEGEND = ("B/A is the ratio of the two runs' typical figures, each run resampled by itself, as their repetitions are not "
-          "paired (± half of a 95 % interval; ~ no difference seen, ? cannot tell). What differs between the runs "
-          "besides is below: a difference of hosts is no difference of programs.")
+LEGEND = ("B/A is the ratio of the two runs' typical figures, each run resampled by itself, as their repetitions are "
+          "not paired (± half of a 95 % interval; ~ no difference seen, ? cannot tell). What else differs between the "
+          "runs is below: a difference of hosts is no difference of programs.")
 
 
 @dataclass(frozen=True)
@@ -77,28 +77,36 @@ def _blocks(found: list[Compared], axis: str) -> Iterator[Block]:
         groups.setdefault(axis_value(one.first, axis or "workload"), []).append(one)
     for value, group in groups.items():
         several = len({one.first.workload for one in group}) > 1
-        entries = []
-        for one in group:
-            name = f"{one.first.workload} {one.first.way}" if several else one.first.way
-            name = one.first.workload if axis == "way" else name
-            if not any(pair.first or pair.second for pair in one.pairs):
-                entries.append(layout.without_figures(one.first, name))
-                continue
-            texts = []
-            for pair in one.pairs:
-                ratio = pair.ratio
-                texts += [number(pair.first.median if pair.first else None),
-                          number(pair.second.median if pair.second else None),
-                          ratio_text(ratio and ratio.value, ratio and ratio.interval, stats.difference(ratio))]
-            entries.append(Entry(name, texts))
-        heads = []
-        for index in range(len(group[0].pairs)):
-            title = " or ".join({one.pairs[index].title: None for one in group})
-            what, _, unit = title.rpartition(", ")
-            heads += [(layout.cut(what or title, 13), "A"), (unit, "B"), ("", "B/A")]
         title = value if axis in ("", "way", "workload") else f"{axis} {value or 'none'}"
-        yield Block(title, group[0].load.workload.summary if not several and axis != "way" else "",
-                    "workload" if axis == "way" else "way", heads, entries)
+        about = group[0].load.workload.summary if axis in ("", "workload") else ""
+        entries = [_entry(one, _name(one, axis, several)) for one in group]
+        yield Block(title, about, "workload" if axis == "way" else "way", _heads(group), entries)
+
+
+def _name(one: Compared, axis: str, several: bool) -> str:
+    if axis == "way":
+        return one.first.workload
+    return f"{one.first.workload} {one.first.way}" if several else one.first.way
+
+
+def _entry(one: Compared, name: str) -> Entry:
+    if not any(pair.first or pair.second for pair in one.pairs):
+        return layout.without_figures(one.first, name)
+    texts = []
+    for pair in one.pairs:
+        ratio = pair.ratio
+        texts += [number(side.median if side else None) for side in (pair.first, pair.second)]
+        texts.append(ratio_text(ratio and ratio.value, ratio and ratio.interval, stats.difference(ratio)))
+    return Entry(name, texts)
+
+
+def _heads(group: list[Compared]) -> list[tuple[str, str]]:
+    heads = []
+    for index in range(len(group[0].pairs)):
+        titles = {one.pairs[index].title for one in group}
+        what, _, unit = titles.pop().rpartition(", ") if len(titles) == 1 else ("", "", group[0].pairs[index].metric)
+        heads += [(layout.cut(what or unit, 13), "A"), (unit if what else "", "B"), ("", "B/A")]
+    return heads
 
 
 def _changes(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -166,7 +174,8 @@ def lines(a: Run, b: Run, found: list[Compared], axis: str) -> list[Text]:
 
 def markdown(a: Run, b: Run, found: list[Compared], axis: str) -> str:
     parts = [part for block in _blocks(found, axis) for part in layout.markdown(block)]
-    parts += [f"- {text}" for text in (f"A is `{facts.shown_path(a.path)}`, B is `{facts.shown_path(b.path)}`.", LEGEND, *differences(a, b))]
+    which = "A is `{}`, B is `{}`.".format(*(facts.shown_path(run.path) for run in (a, b)))
+    parts += [f"- {text}" for text in (which, LEGEND, *differences(a, b))]
     return "\n".join(parts) + "\n"
 
 

@@ -173,8 +173,8 @@ def _inspect_calibration(args: Any, run: store.Run) -> int:
         calibration.record(run, args.record)
         return 0
     if args.json or args.csv or args.svg or args.baseline:
-        return usage.fail(PROGRAM, f"{run.path}: of a calibration there is its summary, also as --markdown, and its ways "
-                          "by --metric")
+        return usage.fail(PROGRAM, f"{run.path}: of a calibration there is its summary, also as --markdown, and "
+                          "its ways by --metric")
     samples = calibration.sample(run)
     text = calibration.markdown(run, samples)
     if args.update_notes or args.check_notes:

@@ -139,7 +139,8 @@ def sections(run: Run, baseline: str | None = None) -> list[Section]:
 
 
 def _section(ways: Sequence[Way], load: Workload, found: dict[tuple[str, str], Cells], baseline: str) -> Section:
-    section = Section(load, figure_of(load), [], baseline, {way.name: found.get((way.name, load.name), {}) for way in ways})
+    cells = {way.name: found.get((way.name, load.name), {}) for way in ways}
+    section = Section(load, figure_of(load), [], baseline, cells)
     for way in ways:
         row = _row(section, way)
         section.rows.append(row)

@@ -35,7 +35,8 @@ def _cpu(row: Row) -> str:
     return f"{number(row.acceptor_cpu_us)}+{number(row.worker_cpu_us)}"
 
 
-def _columns(section: Section, matrix: dict[str, Any]) -> list[Column]:
+def _columns(section: Section, matrix: dict[str, Any], wide: bool) -> list[Column]:
+    """What fits into 80 columns; with `wide` also what is left out for that alone."""
     baseline = section.baseline
     head = layout.cut(baseline, 11)
     per = {"connection": "us/conn", "request": "us/req"}[section.figure.per]
@@ -53,10 +54,11 @@ def _columns(section: Section, matrix: dict[str, Any]) -> list[Column]:
     if section.workload.held:
         return [rate, p50, p99, *_held_columns(), faults]
     if not matrix.get("balance"):
-        return [rate, within, ratio, cpu, cpu_ratio, p99, faults]
+        return [rate, within, ratio, cpu, cpu_ratio, *[p50] * wide, p99, faults]
     connections = Column(("conn max", "to mean"), lambda row: number(row.connections_largest_to_mean))
     busy = Column(("CPU max", "to mean"), lambda row: number(row.cpu_largest_to_mean))
-    return [rate, ratio, p99, cpu, connections, busy, faults]
+    balance = [connections, busy, faults]
+    return [rate, within, ratio, cpu, cpu_ratio, p50, p99, *balance] if wide else [rate, ratio, p99, cpu, *balance]
 
 
 def _kill_columns() -> list[Column]:
@@ -90,8 +92,8 @@ def _held_columns() -> list[Column]:
     ]
 
 
-def _block(section: Section, matrix: dict[str, Any]) -> Block:
-    columns = _columns(section, matrix)
+def _block(section: Section, matrix: dict[str, Any], wide: bool = False) -> Block:
+    columns = _columns(section, matrix, wide)
     entries = []
     for row in section.rows:
         if row.repetitions:
@@ -134,7 +136,7 @@ def _seen(all_sections: list[Section]) -> str:
         return "Fewer than three repetitions: no difference can be told from noise."
     parts = "; ".join(f"{what} {', '.join(found)}" for what, found in limits.items() if found)
     return (f"What differs truly from {all_sections[0].baseline} is seen in nine of ten such runs from about this "
-            f"difference on, and half of it seldom: {parts}.")
+            f"difference on, and half of it seldom: {parts}. Of equals one in 20 is called different by chance.")
 
 
 def _context(run: Run, all_sections: list[Section]) -> list[str]:
@@ -158,7 +160,8 @@ def _context(run: Run, all_sections: list[Section]) -> list[str]:
         found.append(f"interrupted: {len(run.cells)} of {planned} cells are recorded (go on: run_matrix --resume)")
     paragraphs = [
         f"Median of {times} repetition{'s' * (times != '1')}; ± is half the 95 % "
-        "interval. A ratio is the typical one within repetitions: ~ no difference seen, ? cannot tell. " + _seen(all_sections),
+        "interval. A ratio is the typical one within repetitions: ~ no difference seen, ? cannot tell. "
+        + _seen(all_sections),
         "CPU is the server's, acceptor + workers (one figure: one process), from ready to end.",
         f"Client and server share {cores} cores; {meta['client_shape']}. Compare only within this load.",
         f"Seed {meta['seed']}, {meta['started_at'][:16]} UTC, revision {revision}, "
@@ -206,7 +209,8 @@ def show(run: Run, console: Console) -> None:
 
 def markdown(run: Run, all_sections: list[Section] | None = None) -> str:
     all_sections = sections(run) if all_sections is None else all_sections
-    parts = [part for section in all_sections for part in layout.markdown(_block(section, run.meta["matrix"]))]
+    blocks = [_block(section, run.meta["matrix"], wide=True) for section in all_sections]
+    parts = [part for block in blocks for part in layout.markdown(block)]
     parts += [f"- {note}" for note in _explained(all_sections)]
     parts += [f"- {text}" for text in _context(run, all_sections)]
     parts.append(f"- Data: `{facts.shown_path(run.path)}`")

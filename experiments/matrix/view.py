@@ -14,6 +14,7 @@ from matrix.spec import UsageError
 from matrix.store import Run
 
 AXES = ("way", "method", "loop", "workers", "strategy", "workload", "connections", "kind", "group", "status")
+OF_MEASURED = ("median", "interval", "ratio", "ratio_interval", "difference")
 
 
 def condition(text: str) -> tuple[str, str]:
@@ -115,5 +116,5 @@ def _record(entry: Ranked, metric: str) -> dict[str, Any]:
         "title": METRICS[metric].title(entry.section.figure),
         "repetitions": len(measured.values) if measured else 0,
         "baseline": entry.section.baseline,
-        **{key: getattr(measured, key, None) for key in ("median", "interval", "ratio", "ratio_interval", "difference")},
+        **{key: getattr(measured, key, None) for key in OF_MEASURED},
     }
