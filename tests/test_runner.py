@@ -252,7 +252,7 @@ class Killed(Case):
                 recorded = now
         self.call(command)
         self.assertTrue((self.run_folder / "cells.jsonl").read_bytes().startswith(recorded))
-        self.assertEqual(self.children(), [])
+        self.reap_all()
 
     def test_at_random_moments(self) -> None:
         (self.folder / "starts").touch()
