@@ -73,7 +73,8 @@ def config(ink: str, background: str | None = None) -> Spec:
         "font": "system-ui, sans-serif",
         "view": {"stroke": None, "continuousWidth": 620},
         "axis": axis,
-        "axisX": {"labelOverlap": "greedy"},
+        "axisX": {"labelOverlap": "greedy", "tickCount": {"signal": "ceil(width / 100)"}},
+        "scale": {"bandPaddingInner": 0.25},
         "axisY": {"labelLimit": 260},
         "legend": {"orient": "top", "labelColor": ink, "labelFontSize": 12, "labelLimit": 260},
         "text": {"color": ink},
@@ -157,7 +158,7 @@ def cpu(sections: list[Section]) -> Iterator[Chart]:
             continue
         unit = f"server CPU, us per {section.figure.per}"
         spec = _spec(
-            transform=[{"fold": list(PARTS), "as": ["part", "us"]}, {"filter": "datum.us > 0"}],
+            transform=[{"fold": list(PARTS), "as": ["part", "us"]}, {"filter": "datum.us > 0.02 * datum.cpu"}],
             encoding={"y": _ways("cpu")},
             layer=[
                 _interval("cpu_low", "cpu_high", unit, scale=LOG),
@@ -168,7 +169,7 @@ def cpu(sections: list[Section]) -> Iterator[Chart]:
             _name("cpu", section.workload.name),
             f"{section.workload.name}: {unit}",
             "Left is cheaper; the scale is logarithmic. The line is the 95 % interval of both together. "
-            "A server of one process has no acceptor: all its CPU counts as worker.",
+            "A server of one process has no acceptor: all its CPU counts as worker. Parts under 2 % are not drawn.",
             spec,
             ("cpu", "cpu_low", "cpu_high", "acceptor_cpu", "worker_cpu"),
             _sorted(rows, lambda row: row.cpu_us),

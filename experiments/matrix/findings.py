@@ -58,7 +58,7 @@ def _of_load(section: Section) -> Group:
             _best(section, "Best with workers" if lower else "Fastest with workers", pools, "rate", lower, unit),
             _best(section, "Cheapest in CPU with workers", pools, "cpu", True, cpu_unit),
         ]
-    limits = {"": section.unseen_below, " of CPU": section.cpu_unseen_below}
+    limits = {" in the figure": section.unseen_below, " in CPU": section.cpu_unseen_below}
     seen = ", ".join(f"{limit:.0%}{what}" for what, limit in limits.items() if limit is not None)
     remark = "Too few repetitions: no difference to the baseline can be told from noise."
     if seen:
@@ -77,7 +77,8 @@ def _best(section: Section, question: str, rows: list[Row], metric: str, lower: 
         return None
     first = sorted(known, key=lambda row: (_value(row, metric) or 0) * (1 if lower else -1))[0]
     interval = first.interval if metric == "rate" else first.cpu_interval
-    figure = f"{number(_value(first, metric))} {unit}"
+    name, _, unit = unit.rpartition(", ")
+    figure = f"{name} {number(_value(first, metric))} {unit}".strip()
     if interval:
         figure += f" (95 %: {between(interval)})"
     return Finding(question, first.way, f"{figure}. {_certainty(section, first, known, metric, lower)}")

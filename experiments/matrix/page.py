@@ -115,11 +115,10 @@ def _facts(run: Run, all_sections: list[Section]) -> str:
 def _limits(all_sections: list[Section]) -> list[str]:
     found = []
     for section in all_sections:
-        ways = [row.way for row in section.rows if row.client_limited]
-        if ways:
-            who = "every way" if len(ways) == len(section.rows) else ", ".join(ways)
+        count = sum(row.client_limited for row in section.rows)
+        if count:
             why = f"a process of it used {CLIENT_LIMIT:.0%} of a CPU or more, or started late"
-            found.append(f"{section.workload.name}: the client may be the limit ({why}) of {who}")
+            found.append(f"{section.workload.name}: the client may be the limit in {count} of {len(section.rows)} rows ({why})")
     return found
 
 

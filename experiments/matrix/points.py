@@ -54,6 +54,7 @@ def point(row: Row) -> Point:
         "reason": " ".join(row.reason.split()),
         "repetitions": row.repetitions,
         "faults": faults_text(row),
+        "limited": "the client may be the limit" if row.client_limited else "",
         "median": row.median,
         "ratio": row.ratio,
         "verdict": VERDICTS[row.difference],
@@ -120,10 +121,10 @@ def text(head: str, key: str) -> Column:
 
 
 def _note(here: Point) -> str:
-    """Why a row has no figure, and what faults stand behind one."""
+    """Why a row has no figure, and what to hold against one."""
     reason = f"{here['status']}: {here['reason']}" if here["reason"] else ""
-    return "; ".join(part for part in (reason, here["faults"]) if part) or "–"
+    return "; ".join(part for part in (reason, here["faults"], here["limited"]) if part) or "–"
 
 
 WAY = text("way", "way")
-NOTE = Column("faults", _note, is_number=False)
+NOTE = Column("faults and notes", _note, is_number=False)

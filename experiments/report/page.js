@@ -20,10 +20,6 @@ function matches(row, wanted) {
     && Object.entries(equal).every(([key, value]) => !value || row.dataset[key] === value);
 }
 
-function shownPoints(figure) {
-  return figure.points.filter((point) => !figure.rows[point.row].hidden);
-}
-
 function fillForm() {
   const wanted = new URLSearchParams(location.hash.slice(1));
   for (const control of form.elements) {
@@ -47,11 +43,25 @@ function apply() {
 }
 
 async function show(figure) {
-  const points = shownPoints(figure);
-  const drawn = figure.view && !figure.plot.hidden;
+  const points = figure.points.filter((point) => !figure.rows[point.row].hidden);
   figure.plot.hidden = points.length === 0;
-  if (drawn && points.length) await figure.view.data("points", points).runAsync();
-  else if (points.length) await draw(figure, points);  // what is hidden has no width to draw in
+  if (!points.length) return;
+  figure.view ??= view(figure);
+  await figure.view.width(figure.plot.clientWidth).data("points", points).runAsync();
+}
+
+function view(figure) {
+  const spec = {
+    ...figure.spec,
+    config: {...config, axisY: {...config.axisY, labelLimit: innerWidth < NARROW ? 120 : 260}},
+    width: figure.plot.clientWidth,
+    description: figure.element.querySelector("h3").textContent,
+  };
+  // Said here, as Vega-Lite takes it for a mistake where the height is one of steps.
+  const compiled = {...vegaLite.compile(spec).spec, autosize: {type: "fit-x", contains: "padding"}};
+  const drawn = new vega.View(vega.parse(compiled), {renderer: "svg", container: figure.plot, hover: false});
+  drawn.tooltip(() => {}).addEventListener("mousemove", (event, item) => hover(figure, event, item));
+  return drawn;
 }
 
 function change() {
@@ -78,26 +88,6 @@ function hover(figure, event, item) {
   tip.style.top = `${event.clientY + 14 + height < innerHeight ? event.clientY + 14 : Math.max(4, event.clientY - 14 - height)}px`;
 }
 
-function looks() {
-  const limit = innerWidth < NARROW ? 120 : 260;
-  return {...config, axisY: {...config.axisY, labelLimit: limit}};
-}
-
-async function draw(figure, points) {
-  const spec = {
-    ...figure.spec,
-    config: looks(),
-    width: "container",
-    autosize: {type: "fit-x", contains: "padding"},
-    description: figure.element.querySelector("h3").textContent,
-  };
-  figure.view?.finalize();
-  figure.view = new vega.View(vega.parse(vegaLite.compile(spec).spec), {renderer: "svg", container: figure.plot, hover: false});
-  figure.view.tooltip(() => {}).data("points", points);
-  figure.view.addEventListener("mousemove", (event, item) => hover(figure, event, item));
-  await figure.view.runAsync();
-}
-
 async function start() {
   form.hidden = false;
   for (const {details, points} of figures) details.open = !points.length;
@@ -109,6 +99,7 @@ async function start() {
 form.addEventListener("input", change);
 form.addEventListener("submit", (event) => event.preventDefault());
 addEventListener("hashchange", () => { fillForm(); apply(); });
+addEventListener("resize", apply);
 addEventListener("scroll", () => { tip.hidden = true; }, {passive: true});
 document.addEventListener("mouseout", (event) => { if (!event.target.closest?.(".plot")) return; tip.hidden = true; });
 // On paper nothing can be opened.
