@@ -61,10 +61,12 @@ async function look(browser, file) {
   page.on("console", (message) => ["error", "warning"].includes(message.type()) && found.errors.push(message.text()));
   page.on("pageerror", (error) => found.errors.push(String(error)));
   page.on("dialog", (dialog) => { found.errors.push(`dialog: ${dialog.message()}`); dialog.dismiss(); });
-  await context.route("**/*", (route) => { found.requests.push(route.request().url()); return route.continue(); });
   const url = pathToFileURL(file).href;
+  await context.route("**/*", (route) => {
+    if (route.request().url().split("#")[0] !== url) found.requests.push(route.request().url());
+    return route.continue();
+  });
   await page.goto(url);
-  found.requests = found.requests.filter((request) => request !== url);
   found.text = await page.evaluate(() => document.body.innerText);
   found.elements = await page.evaluate(() => document.querySelectorAll("img, iframe, link, b, svg image").length);
   found.tables = await page.evaluate(() => [...document.querySelectorAll("table")].filter((one) => one.offsetHeight).length);

@@ -256,9 +256,9 @@ def anatomy(sections: list[Section]) -> Iterator[Chart]:
                 ("cpu", "acceptor_cpu", "worker_cpu", "order", "change"),
                 tuple(_steps(rows)),
                 (WAY, figure("CPU, us", "cpu"), bounds("cpu_"), figure("acceptor, us", "acceptor_cpu"),
-                 figure("workers, us", "worker_cpu"), text("step changes, us", "change"),
+                 figure("workers, us", "worker_cpu"), text("step changes, us", "change", is_number=True),
                  figure("of it acceptor", "acceptor_change"), figure("of it workers", "worker_change"),
-                 text("share of the whole", "share"), figure(unit_of(section), "median"), NOTE),
+                 text("share of the whole", "share", is_number=True), figure(unit_of(section), "median"), NOTE),
             )
 
 
@@ -276,7 +276,7 @@ def _steps(rows: list[Row]) -> list[Point]:
         here["change"] = f"{change:+.1f}" + ("" if _apart(here, before) else " ~")
         here["acceptor_change"] = here["acceptor_cpu"] - before["acceptor_cpu"]
         here["worker_change"] = here["worker_cpu"] - before["worker_cpu"]
-        here["share"] = f"{change / points[whole_at]['cpu']:+.0%}"
+        here["share"] = f"{change / points[whole_at]['cpu']:+.1%}"
     return points
 
 
@@ -306,20 +306,20 @@ def scaling(sections: list[Section]) -> Iterator[Chart]:
 
 
 def _scaling(kind: str, unit: str, lower: bool, workers: str, rows: list[Point]) -> Chart:
-    def series(values: list[str]) -> Spec:
-        columns = {"signal": "width < 420 ? 1 : width < 800 ? 2 : 4"}
-        legend = {"columns": columns}
+    def series(values: list[str], legend: Spec | None) -> Spec:
         return {"field": "way", "type": "nominal", "title": None, "scale": {"range": values}, "legend": legend}
 
-    y, colour = _axis("median", unit, scale=LOG), series(COLOURS)
+    # Lines are coloured by another channel than points: of one channel, Vega-Lite makes a legend of its own.
+    y, line = _axis("median", unit, scale=LOG), series(COLOURS, None)
+    legend = {"columns": {"signal": "width < 420 ? 1 : width < 800 ? 2 : 4"}}
     spec = _spec(
         height=300,
         encoding={"x": _axis("at_once", "connections at once", scale=LOG)},
         layer=[
-            {"mark": {"type": "line", "strokeWidth": 1.5}, "encoding": {"y": y, "color": colour}},
+            {"mark": {"type": "line", "strokeWidth": 1.5}, "encoding": {"y": y, "stroke": line}},
             {"mark": {"type": "rule"},
-             "encoding": {"y": _axis("low", unit, scale=LOG), "y2": {"field": "high"}, "color": colour}},
-            {"mark": POINT, "encoding": {"y": y, "color": colour, "shape": series(SHAPES)}},
+             "encoding": {"y": _axis("low", unit, scale=LOG), "y2": {"field": "high"}, "stroke": line}},
+            {"mark": POINT, "encoding": {"y": y, "color": series(COLOURS, legend), "shape": series(SHAPES, legend)}},
         ],
     )
     shown = workers if workers == "no pool" else f"{workers} workers"
@@ -350,13 +350,14 @@ def crashes(sections: list[Section]) -> Iterator[Chart]:
                 _name("crashes", section.workload.name),
                 f"{section.workload.name}: {section.workload.summary}",
                 "Workers are killed with SIGKILL at random moments and replaced. Left is safer; the line is the exact "
-                "95 % interval.",
+                "95 % interval. Lost is an attempt without its echo. The server's books count what a killed worker "
+                "held, echoed or not.",
                 spec,
                 ("lost", "lost_low", "lost_high"),
                 _sorted(section.rows, lambda row: row.lost_per_kill),
                 (WAY, whole("kills", "kills"), figure("lost per kill", "lost"), bounds("lost_"),
                  whole("attempts", "attempts"), text("failed", "failed"), whole("redelivered", "redelivered"),
-                 whole("over 1 s", "hung"), NOTE),
+                 whole("over 1 s", "hung"), whole("lost in the server's books", "books_lost"), NOTE),
             )
 
 

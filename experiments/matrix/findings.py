@@ -121,28 +121,21 @@ def _of_kills(sections: list[Section]) -> Group:
     safe = [row for row in rows if not row.lost_per_kill]
     losing = [row for row in rows if row.lost_per_kill]
     findings = []
-    if safe:
-        worst = max((row.lost_per_kill_interval[1] for row in safe if row.lost_per_kill_interval), default=None)
-        kills = sum(row.kills or 0 for row in safe)
-        findings.append(Finding("None lost", ", ".join(row.way for row in safe),
-                                f"in {kills:,} kills; with 95 % certainty at most {number(worst)} per kill for each."))
+    bound = max((row.lost_per_kill_interval[1] for row in safe if row.lost_per_kill_interval), default=0.0)
     if losing:
-        fewest, most = losing[0], losing[-1]
-        near = [row.way for row in losing[1:] if _overlap(row.lost_per_kill_interval, fewest.lost_per_kill_interval)]
-        sure = f"No difference seen to {_names(near)}." if near else "All others that lose any lose more."
-        question = "Fewest of those that lose" if safe else "Loses fewest"
-        findings.append(Finding(question, fewest.way, f"{_loss(fewest)} {sure}"))
-        if len(losing) > 1:
-            findings.append(Finding("Loses most", most.way, _loss(most)))
+        listed = "; ".join(map(_loss, reversed(losing[-NAMED:])))
+        more = f"; and {len(losing) - NAMED} that lose less" if len(losing) > NAMED else ""
+        findings.append(Finding("Lose connections", f"{len(losing)} of {len(rows)} ways:", f"{listed}{more}."))
+    if safe:
+        kills = sum(row.kills or 0 for row in safe)
+        told = [row.way for row in losing if row.lost_per_kill_interval and row.lost_per_kill_interval[0] > bound]
+        versus = f" Seen to lose more than these: {_names(told) or 'none, after so few kills'}." if losing else ""
+        findings.append(Finding("None seen lost", ", ".join(row.way for row in safe),
+                                f"in {kills:,} kills in all: at most {number(bound)} per kill each (95 %).{versus}"))
     if hanging := [f"{row.way} ({row.hung:,})" for row in rows if row.hung]:
         findings.append(Finding("Keep clients waiting over 1 s", _names(hanging), "attempts in all."))
     return Group(title, tuple(findings), "Lost is an attempt that did not end with its echo, whatever the outcome.")
 
 
 def _loss(row: Row) -> str:
-    interval = between(row.lost_per_kill_interval)
-    return f"{number(row.lost_per_kill)} per kill (95 %: {interval}) in {row.kills or 0:,} kills."
-
-
-def _overlap(one: tuple[float, float] | None, other: tuple[float, float] | None) -> bool:
-    return not one or not other or (one[0] <= other[1] and other[0] <= one[1])
+    return f"{row.way} {number(row.lost_per_kill)} per kill (95 %: {between(row.lost_per_kill_interval)})"

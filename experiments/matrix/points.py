@@ -78,6 +78,7 @@ def point(row: Row) -> Point:
         "redelivered": row.redelivered,
         "lost": row.lost_per_kill,
         "hung": row.hung,
+        "books_lost": row.lost,
     }
     intervals = {"": row.interval, "ratio_": row.ratio_interval, "cpu_": row.cpu_interval,
                  "cpu_ratio_": row.cpu_ratio_interval, "lost_": row.lost_per_kill_interval}
@@ -116,14 +117,15 @@ def whole(head: str, key: str) -> Column:
     return Column(head, lambda here: "–" if here[key] is None else f"{here[key]:,}")
 
 
-def text(head: str, key: str) -> Column:
-    return Column(head, lambda here: here[key] or "–", is_number=False)
+def text(head: str, key: str, is_number: bool = False) -> Column:
+    return Column(head, lambda here: here[key] or "–", is_number)
 
 
 def _note(here: Point) -> str:
-    """Why a row has no figure, and what to hold against one."""
+    """Why a row has no figure, and what to hold against one. Where workers are killed, faults are the figure."""
     reason = f"{here['status']}: {here['reason']}" if here["reason"] else ""
-    return "; ".join(part for part in (reason, here["faults"], here["limited"]) if part) or "–"
+    faults = "" if here["kills"] else here["faults"]
+    return "; ".join(part for part in (reason, faults, here["limited"]) if part) or "–"
 
 
 WAY = text("way", "way")
