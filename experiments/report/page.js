@@ -12,7 +12,7 @@ const figures = [...document.querySelectorAll("figure")].map((element) => ({
   rows: [...element.querySelectorAll("tbody tr")],
   ...charts[element.dataset.chart],
 }));
-const NARROW = 600;
+const NARROW = 600, PAPER = 690;  // pixels
 
 function matches(row, wanted) {
   const {way, ...equal} = wanted;
@@ -102,11 +102,19 @@ addEventListener("hashchange", () => { fillForm(); apply(); });
 addEventListener("resize", apply);
 addEventListener("scroll", () => { tip.hidden = true; }, {passive: true});
 document.addEventListener("mouseout", (event) => { if (!event.target.closest?.(".plot")) return; tip.hidden = true; });
-// On paper nothing can be opened.
-matchMedia("print").addEventListener("change", ({matches: printing}) => {
+// On paper nothing can be opened, and a chart drawn for a screen would be too small to read. Browsers tell of
+// printing by the events; the media query tells of a view as if printed.
+let onPaper = false;
+function paper(printing) {
+  if (printing === onPaper) return;
+  onPaper = printing;
   for (const figure of figures) {
     if (printing) figure.wasOpen = figure.details.open;
     figure.details.open = printing || figure.wasOpen;
+    if (!figure.plot.hidden) figure.view?.width(printing ? PAPER : figure.plot.clientWidth).run();
   }
-});
+}
+addEventListener("beforeprint", () => paper(true));
+addEventListener("afterprint", () => paper(false));
+matchMedia("print").addEventListener("change", ({matches: printing}) => paper(printing));
 start();
