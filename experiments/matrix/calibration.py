@@ -127,7 +127,8 @@ def tried(samples: Samples, of: Sequence[tuple[str, str]], metric: str, length: 
             ratio = stats.estimate([second[rep] / first[rep] for rep in stretch])
             verdicts.append(stats.difference(ratio))
             intervals.append(ratio.interval if ratio else None)
-    return Tries(verdicts.count("seen"), verdicts.count("unknown"), len(verdicts), stats.unseen_below(intervals, length))
+    seen_from = stats.unseen_below(intervals, length)
+    return Tries(verdicts.count("seen"), verdicts.count("unknown"), len(verdicts), seen_from)
 
 
 HEADS = [
