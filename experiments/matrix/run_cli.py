@@ -98,8 +98,8 @@ def _dry_run(matrix: Matrix, seed: int, folder: Path, resumed: store.Run | None)
         counts[load.name] += 1
         seconds[load.name] += 0 if why else load.expected_s
         print(f"{cell.order:4} {cell.repetition:3} {load.name:{width}} {way.name}{why}")
-    for name, count in counts.items():
-        print(f"{name:{width}} {count} cells, about {seconds[name] / 60:.1f} minutes")
+    for name in (load.name for load in matrix.workloads if counts[load.name]):
+        print(f"{name:{width}} {counts[name]} cells, about {seconds[name] / 60:.1f} minutes")
     print(f"{len(left)} cells, about {seconds.total() / 60:.1f} minutes, seed {seed}")
     if tools.list_error:
         print(f"{PROGRAM}: what is unsupported is unknown: {tools.list_error}", file=sys.stderr)
