@@ -25,7 +25,7 @@ from process_support import (
 
 sys.path.insert(0, str(ROOT / "experiments"))
 
-from matrix import peers, rows, spec, stats, store  # noqa: E402
+from matrix import peers, rows, spec, store  # noqa: E402
 
 MINIMAL_CLIENT = str(BIN_DIR / "minimal-client")
 
