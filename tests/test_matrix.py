@@ -33,10 +33,11 @@ class Statistics(unittest.TestCase):
         chance = random.Random(1)
         ways = [[chance.lognormvariate(0, 0.1) for _ in range(60)] for _ in range(20)]
         estimates = [[stats.estimate(ratios[:count]) for ratios in ways] for count in (3, 5, 15, 60)]
-        seen = [stats.unseen_below([found.interval for found in each if found]) for each in estimates]
+        seen = [stats.unseen_below([found.interval for found in each if found], count)
+                for each, count in zip(estimates, (3, 5, 15, 60))]
         assert None not in seen
         self.assertEqual(seen, sorted(seen, reverse=True))
-        self.assertIsNone(stats.unseen_below([None]))
+        self.assertIsNone(stats.unseen_below([None], 3))
 
     def test_too_few_repetitions_cannot_tell(self) -> None:
         for ratios in ([], [0.1], [0.1, 0.1]):

@@ -25,7 +25,7 @@ from process_support import (
 
 sys.path.insert(0, str(ROOT / "experiments"))
 
-from matrix import peers, rows, spec, stats, store  # noqa: E402
+from matrix import peers, rows, spec, store  # noqa: E402
 
 MINIMAL_CLIENT = str(BIN_DIR / "minimal-client")
 
@@ -304,7 +304,7 @@ class Matrix(unittest.TestCase):
         self.assertEqual(programs, {("minimal", "c10k-server", "minimal-client"),
                                     ("ours", "c10k-server", "c10k-client"),
                                     ("floor", "minimal-server", "c10k-client")})
-        self.assertRegex(shown, r"ours .* \d\.\d\d to \d\.\d\d ")
+        self.assertRegex(shown, r"ours .* \d\.\d\d[~ ]±\d+%")
 
     def test_a_peer_that_is_missing_is_a_row_with_its_reason(self) -> None:
         for name in ("c10k-server", "c10k-client", "minimal-client"):
@@ -327,13 +327,6 @@ class Matrix(unittest.TestCase):
         for name in ("yardstick", "peers"):
             matrix = spec.load(name)
             self.assertIn(matrix.baseline, [way.name for way in matrix.ways])
-
-    def test_the_interval_holds_the_median_and_narrows(self) -> None:
-        few, many = stats.interval([0.9, 1.0, 1.1]), stats.interval([0.9, 1.0, 1.1] * 20)
-        assert few and many
-        self.assertTrue(few[0] <= 1.0 <= few[1])
-        self.assertLess(many[1] - many[0], few[1] - few[0])
-        self.assertIsNone(stats.interval([1.0]))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Is the comparison itself to be trusted? A matrix may run one program under several names: NAME, 'NAME twin'
-(the same) and 'NAME slower' (the same with a busy loop). Every stretch of its repetitions is a try, in which
-twins must not be called different and slower ones must be."""
+"""Is the comparison itself to be trusted? A matrix may run one program under several names ('NAME twin' says so),
+and also with a busy loop ('NAME slower'). Every pair of names in every stretch of its repetitions is a try, in
+which equals must not be called different and a slower one must be."""
 
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from matrix.store import StoreError
 
 FILE = "samples.csv"
 TWIN, SLOWER = " twin", " slower"
-LENGTHS = (3, 5, 15, 30, 60)  # repetitions of a try
+LENGTHS = (3, 5, 15, 30, 60, 75)  # repetitions of a try
+STRETCHES = 20  # of a pair at most: enough to count, and soon done
 METRIC_NAMES = ("cpu", "rate")
 
 Samples = dict[tuple[str, str], dict[int, float]]  # of a way and a metric, by repetition
@@ -36,14 +38,29 @@ class Tries:
     unseen_below: float | None  # as a run of this length says of itself
 
 
-def pairs(matrix: Matrix, kind: str) -> list[tuple[str, str]]:
-    names = {way.name for way in matrix.ways}
-    return [(name.removesuffix(kind), name) for name in sorted(names)
-            if name.endswith(kind) and name.removesuffix(kind) in names]
+@dataclass(frozen=True)
+class Pairs:
+    """Names of ways, the first of each as the baseline."""
+
+    equal: list[tuple[str, str]]
+    slower: list[tuple[str, str]]
+
+
+def pairs(matrix: Matrix) -> Pairs:
+    programs: dict[tuple[str, ...], list[str]] = {}
+    for way in matrix.ways:
+        if not way.name.endswith(SLOWER):
+            programs.setdefault(way.server, []).append(way.name)
+    slowed = {way.name: way.server for way in matrix.ways if way.name.endswith(SLOWER)}
+    equal = [pair for names in programs.values() for pair in itertools.combinations(names, 2)]
+    slower = [(name, other) for server, names in programs.items() for name in names
+              for other, its_server in slowed.items() if its_server[: len(server)] == server]
+    return Pairs(equal, slower)
 
 
 def is_calibration(matrix: Matrix) -> bool:
-    return bool(pairs(matrix, TWIN) and pairs(matrix, SLOWER))
+    names = {way.name for way in matrix.ways}
+    return all(any(name + kind in names for name in names) for kind in (TWIN, SLOWER))
 
 
 def sample(run: store.Run) -> Samples:
@@ -105,17 +122,18 @@ def tried(samples: Samples, of: Sequence[tuple[str, str]], metric: str, length: 
     for base, way in of:
         first, second = samples.get((base, metric), {}), samples.get((way, metric), {})
         both = sorted(first.keys() & second.keys())
-        for start in range(0, len(both) - length + 1, length):
+        for start in range(0, len(both) - length + 1, length)[:STRETCHES]:
             stretch = both[start : start + length]
             ratio = stats.estimate([second[rep] / first[rep] for rep in stretch])
             verdicts.append(stats.difference(ratio))
             intervals.append(ratio.interval if ratio else None)
-    return Tries(verdicts.count("seen"), verdicts.count("unknown"), len(verdicts), stats.unseen_below(intervals))
+    seen_from = stats.unseen_below(intervals, length)
+    return Tries(verdicts.count("seen"), verdicts.count("unknown"), len(verdicts), seen_from)
 
 
 HEADS = [
-    ("CPU: twins", "called different"), ("slower", "found"), ("seen from", "(9 of 10)"),
-    ("rate: twins", "called different"), ("seen from", "(9 of 10)"),
+    ("CPU: equals", "called different"), ("slower", "found"), ("seen from", "(9 of 10)"),
+    ("rate: equals", "called different"), ("seen from", "(9 of 10)"),
 ]
 
 
@@ -129,11 +147,11 @@ def _from(tries: Tries) -> str:
 
 def block(run: store.Run, samples: Samples) -> Block:
     matrix = Matrix.from_json(run.meta["matrix"])
-    twins, slower = pairs(matrix, TWIN), pairs(matrix, SLOWER)
+    of = pairs(matrix)
     entries = []
     for length in LENGTHS:
-        same, slowed = (tried(samples, of, "cpu", length) for of in (twins, slower))
-        rate = tried(samples, twins, "rate", length)
+        same, slowed = (tried(samples, kind, "cpu", length) for kind in (of.equal, of.slower))
+        rate = tried(samples, of.equal, "rate", length)
         if same.tries and slowed.tries:
             texts = [_of(same), _of(slowed), _from(same), _of(rate), _from(rate)]
             entries.append(Entry(f"{length}", texts))
@@ -142,12 +160,13 @@ def block(run: store.Run, samples: Samples) -> Block:
 
 def sizes(run: store.Run, samples: Samples) -> str:
     """What the twins' and the slower ones' CPU per unit came to, over all repetitions."""
-    matrix = Matrix.from_json(run.meta["matrix"])
     found = []
-    for base, way in pairs(matrix, TWIN) + pairs(matrix, SLOWER):
-        measured = measure(samples.get((way, "cpu"), {}), samples.get((base, "cpu"), {}))
-        if measured and measured.ratio and measured.ratio_interval:
-            found.append(f"{way} {measured.ratio:.3f} ({{:.3f}} to {{:.3f}})".format(*measured.ratio_interval))
+    names = [way.name for way in Matrix.from_json(run.meta["matrix"]).ways]
+    for name in names:
+        base = name.removesuffix(TWIN).removesuffix(SLOWER)
+        measured = measure(samples.get((name, "cpu"), {}), samples.get((base, "cpu"), {}))
+        if name != base and measured and measured.ratio_interval:
+            found.append(f"{name} {measured.ratio:.3f} ({{:.3f}} to {{:.3f}})".format(*measured.ratio_interval))
     return ", ".join(found)
 
 
@@ -155,9 +174,9 @@ def remarks(run: store.Run, samples: Samples) -> list[str]:
     meta = run.meta
     revision = (meta["source"]["revision"] or "unknown")[:12]
     return [
-        "A try is one pair in one stretch of so many repetitions: twins are the same program, so each one called "
-        "different is a false alarm (1 in 20 is what a 95 % interval allows); slower ones burn about a tenth more CPU "
-        "per connection. The comparison is the one of every table here.",
+        "A try is one pair of cells in one stretch of so many repetitions: equals are one program under two names, so "
+        "each pair called different is a false alarm (1 in 20 is what a 95 % interval allows); slower ones burn about "
+        "a tenth more CPU per connection. The comparison is the one of every table here.",
         f"CPU per connection to the same program's over all repetitions: {sizes(run, samples)}.",
         f"Seed {meta['seed']}, {meta['started_at'][:16]} UTC, revision {revision}, "
         f"{meta['build']['cmake_build_type'] or 'unknown'} build.",

@@ -96,7 +96,8 @@ class Metric:
         if self.value is value_of:
             return " ".join(figure.title).replace(" /", "/")
         per = {"connection": "conn", "request": "req"}[figure.per]
-        return f"{self.what}, {self.unit}/{per}" if self.per_unit else f"{self.what}, {self.unit}"
+        unit = f"{self.unit or '1'}/{per}" if self.per_unit else self.unit
+        return f"{self.what}, {unit}"
 
 
 METRICS = {

@@ -69,13 +69,16 @@ def cut(text: str, width: int) -> str:
 
 def short(way: str, width: int) -> str:
     """A way's name without the keys of its options, and cut if that is still too long: in the method
-    rather than in its options, which tell it from the next row."""
-    if len(way) <= width or ":" not in way:
-        return cut(way, width)
-    method, options = way.split(":", 1)
-    options = ",".join(option.split("=", 1)[-1] for option in options.split(","))
-    room = width - len(options) - 1
-    return cut(f"{cut(method, room) if room > 4 else method}:{options}", width)
+    rather than in what follows it, which tells it from the next row."""
+    if len(way) <= width:
+        return way
+    method, mark, rest = way.partition(":")
+    if mark:
+        rest = ",".join(option.split("=", 1)[-1] for option in rest.split(","))
+    else:
+        method, mark, rest = way.partition(", ")
+    room = width - len(mark) - len(rest)
+    return cut(f"{cut(method, room) if room > 4 else method}{mark}{rest}", width)
 
 
 def without_figures(row: Row, name: str) -> Entry:

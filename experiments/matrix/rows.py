@@ -146,8 +146,9 @@ def _section(ways: Sequence[Way], load: Workload, found: dict[tuple[str, str], C
         section.rows.append(row)
         _compare(row, section)
     others = [row for row in section.rows if row.way != baseline]
-    section.unseen_below = stats.unseen_below([row.ratio_interval for row in others])
-    section.cpu_unseen_below = stats.unseen_below([row.cpu_ratio_interval for row in others])
+    most = max((row.repetitions for row in others), default=0)
+    section.unseen_below = stats.unseen_below([row.ratio_interval for row in others], most)
+    section.cpu_unseen_below = stats.unseen_below([row.cpu_ratio_interval for row in others], most)
     return section
 
 

@@ -50,7 +50,7 @@ def _columns(section: Section, matrix: dict[str, Any], wide: bool) -> list[Colum
                        lambda row: ratio_text(row.cpu_ratio, row.cpu_ratio_interval, row.cpu_difference))
     faults = Column(("", "faults"), lambda row: f"{row.faults:,}")
     if section.workload.kill_every_s:
-        return [rate, *_kill_columns(), p99, faults]
+        return [*_kill_columns(), p99, faults]
     if section.workload.held:
         return [rate, p50, p99, *_held_columns(), faults]
     if not matrix.get("balance"):
@@ -132,6 +132,8 @@ def _seen(all_sections: list[Section]) -> str:
                if (limit := getattr(section, field)) is not None]
         for what, field in (("the figure", "unseen_below"), ("CPU", "cpu_unseen_below"))
     }
+    if not any(section.baseline in section.cells for section in all_sections):
+        return f"{all_sections[0].baseline} is not measured under this load: there are no ratios."
     if not any(limits.values()):
         return "Fewer than three repetitions: no difference can be told from noise."
     parts = "; ".join(f"{what} {', '.join(found)}" for what, found in limits.items() if found)

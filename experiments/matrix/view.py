@@ -99,10 +99,10 @@ def grouped(chosen: list[Section], metric: str, axis: str) -> Iterator[tuple[str
     )
 
 
-def records(chosen: list[Section], metric: str | None, axis: str) -> list[dict[str, Any]]:
+def records(chosen: list[Section], metric: str | None, axis: str | None) -> list[dict[str, Any]]:
     """The rows for other programs: all figures, or the one that is asked for."""
     found = []
-    for _, group in grouped(chosen, metric or "rate", axis) if metric or axis else []:
+    for _, group in grouped(chosen, metric or "rate", axis or "workload") if metric or axis else []:
         found += [_record(entry, metric) if metric else asdict(entry.row) for entry in group]
     return found or [asdict(row) for section in chosen for row in section.rows]
 
