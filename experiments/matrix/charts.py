@@ -52,18 +52,6 @@ class Chart:
         ]
 
 
-@dataclass(frozen=True)
-class Topic:
-    name: str
-    title: str
-    draw: Callable[[list[Section]], Iterator[Chart]]
-    absent: str  # what a run without such charts lacks
-
-
-def charts(sections: list[Section]) -> dict[str, list[Chart]]:
-    return {topic.name: list(topic.draw(sections)) for topic in TOPICS}
-
-
 def config(ink: str, background: str | None = None) -> Spec:
     """The looks that all charts share; `ink` is the colour of text."""
     axis = {"labelColor": ink, "titleColor": ink, "domainColor": GREY, "tickColor": GREY, "gridColor": GREY,
@@ -81,25 +69,25 @@ def config(ink: str, background: str | None = None) -> Spec:
     }
 
 
-def _spec(**parts: Any) -> Spec:
+def spec_of(**parts: Any) -> Spec:
     return {"data": {"name": "points"}, "height": {"step": 19}, **parts}
 
 
-def _name(*parts: str) -> str:
+def file_name(*parts: str) -> str:
     """A file's name: what a workload is called may be no part of a path."""
     return re.sub(r"[^\w.-]+", "-", "-".join(parts))
 
 
-def _ways(field: str, order: str = "ascending") -> Spec:
+def way_axis(field: str, order: str = "ascending") -> Spec:
     """A line for each way, ordered by a figure; with an operation, as layers share an order only so."""
     return {"field": "way", "type": "nominal", "title": None, "sort": {"field": field, "op": "min", "order": order}}
 
 
-def _axis(field: str, title: str, **more: Any) -> Spec:
+def quantity(field: str, title: str, **more: Any) -> Spec:
     return {"field": field, "type": "quantitative", "title": title, **more}
 
 
-def _series(field: str, names: dict[str, str]) -> Spec:
+def series_of(field: str, names: dict[str, str]) -> Spec:
     """Colour and shape for each series; `names` maps the values in the points to what the legend says."""
     keys = list(names)
     label = "".join(f"datum.value === '{key}' ? '{name}' : " for key, name in names.items()) + "datum.label"
@@ -113,9 +101,9 @@ def _series(field: str, names: dict[str, str]) -> Spec:
     return {"color": channel(COLOURS), "shape": channel(SHAPES)}
 
 
-def _interval(low: str, high: str, title: str, **more: Any) -> Spec:
+def interval_line(low: str, high: str, title: str, **more: Any) -> Spec:
     return {"mark": {"type": "rule", "strokeWidth": 3, "color": GREY},
-            "encoding": {"x": _axis(low, title, **more), "x2": {"field": high}}}
+            "encoding": {"x": quantity(low, title, **more), "x2": {"field": high}}}
 
 
 def _sorted(rows: list[Row], key: Callable[[Row], float | None], sign: int = 1) -> tuple[Point, ...]:
@@ -128,17 +116,17 @@ def throughput(sections: list[Section]) -> Iterator[Chart]:
         rows, unit, lower = under_load(section), unit_of(section), section.figure.lower_is_better
         if not rows:
             continue
-        spec = _spec(
-            encoding={"y": _ways("median", "ascending" if lower else "descending")},
+        spec = spec_of(
+            encoding={"y": way_axis("median", "ascending" if lower else "descending")},
             layer=[
-                {"mark": {"type": "bar", "color": GREY, "opacity": 0.3}, "encoding": {"x": _axis("median", unit)}},
-                _interval("low", "high", unit),
-                {"mark": POINT, "encoding": {"x": _axis("median", unit),
-                                             **_series("verdict", {name: name for name in VERDICTS.values()})}},
+                {"mark": {"type": "bar", "color": GREY, "opacity": 0.3}, "encoding": {"x": quantity("median", unit)}},
+                interval_line("low", "high", unit),
+                {"mark": POINT, "encoding": {"x": quantity("median", unit),
+                                             **series_of("verdict", {name: name for name in VERDICTS.values()})}},
             ],
         )
         yield Chart(
-            _name("throughput", section.workload.name),
+            file_name("throughput", section.workload.name),
             f"{section.workload.name}: {section.workload.summary}",
             f"{'Shorter' if lower else 'Longer'} is better. The line at a bar's end is its 95 % interval; the mark "
             f"says how the way compares with {section.baseline} within the same repetitions.",
@@ -157,16 +145,16 @@ def cpu(sections: list[Section]) -> Iterator[Chart]:
         if not rows:
             continue
         unit = f"server CPU, us per {section.figure.per}"
-        spec = _spec(
+        spec = spec_of(
             transform=[{"fold": list(PARTS), "as": ["part", "us"]}, {"filter": "datum.us > 0.02 * datum.cpu"}],
-            encoding={"y": _ways("cpu")},
+            encoding={"y": way_axis("cpu")},
             layer=[
-                _interval("cpu_low", "cpu_high", unit, scale=LOG),
-                {"mark": POINT, "encoding": {"x": _axis("us", unit, scale=LOG), **_series("part", PARTS)}},
+                interval_line("cpu_low", "cpu_high", unit, scale=LOG),
+                {"mark": POINT, "encoding": {"x": quantity("us", unit, scale=LOG), **series_of("part", PARTS)}},
             ],
         )
         yield Chart(
-            _name("cpu", section.workload.name),
+            file_name("cpu", section.workload.name),
             f"{section.workload.name}: {unit}",
             "Left is cheaper; the scale is logarithmic. The line is the 95 % interval of both together. "
             "A server of one process has no acceptor: all its CPU counts as worker. Parts under 2 % are not drawn.",
@@ -182,20 +170,20 @@ def cpu(sections: list[Section]) -> Iterator[Chart]:
 
 def latency(sections: list[Section]) -> Iterator[Chart]:
     unit = "latency, us"
-    spec = _spec(
+    spec = spec_of(
         transform=[{"fold": list(PERCENTILES), "as": ["percentile", "us"]}, {"filter": "datum.us > 0"}],
-        encoding={"y": _ways("p50")},
+        encoding={"y": way_axis("p50")},
         layer=[
             {"mark": {"type": "rule", "color": GREY},
-             "encoding": {"x": _axis("p50", unit, scale=LOG), "x2": {"field": "max"}}},
-            {"mark": POINT, "encoding": {"x": _axis("us", unit, scale=LOG), **_series("percentile", PERCENTILES)}},
+             "encoding": {"x": quantity("p50", unit, scale=LOG), "x2": {"field": "max"}}},
+            {"mark": POINT, "encoding": {"x": quantity("us", unit, scale=LOG), **series_of("percentile", PERCENTILES)}},
         ],
     )
     for section in sections:
         rows = [row for row in under_load(section) if row.latency_p50_us is not None]
         if rows:
             yield Chart(
-                _name("latency", section.workload.name),
+                file_name("latency", section.workload.name),
                 f"{section.workload.name}: latency",
                 "Left is faster; the scale is logarithmic. Each mark is a percentile's median over the repetitions.",
                 spec,
@@ -206,17 +194,17 @@ def latency(sections: list[Section]) -> Iterator[Chart]:
 
 
 def balance(sections: list[Section]) -> Iterator[Chart]:
-    spec = _spec(
+    spec = spec_of(
         transform=[{"fold": list(BALANCES), "as": ["what", "largest"]}, {"filter": "datum.largest > 0"}],
         mark=POINT,
-        encoding={"x": _axis("largest", "largest worker to the mean", scale={"zero": False}),
-                  "y": _ways("connection_balance"), **_series("what", BALANCES)},
+        encoding={"x": quantity("largest", "largest worker to the mean", scale={"zero": False}),
+                  "y": way_axis("connection_balance"), **series_of("what", BALANCES)},
     )
     for section in sections:
         rows = [row for row in under_load(section) if row.connections_largest_to_mean is not None]
         if rows:
             yield Chart(
-                _name("balance", section.workload.name),
+                file_name("balance", section.workload.name),
                 f"{section.workload.name}: balance over the workers",
                 "1 is even; where one worker has all, it is the number of workers. Medians over the repetitions.",
                 spec,
@@ -229,16 +217,16 @@ def balance(sections: list[Section]) -> Iterator[Chart]:
 
 def anatomy(sections: list[Section]) -> Iterator[Chart]:
     unit = "server CPU, us per connection"
-    spec = _spec(
+    spec = spec_of(
         transform=[{"fold": SHARES, "as": ["part", "us"]}],
-        encoding={"y": _ways("order")},
+        encoding={"y": way_axis("order")},
         layer=[
             {"mark": {"type": "bar", "stroke": "white", "strokeWidth": 0.5},
-             "encoding": {"x": _axis("us", unit, stack=True), "order": {"field": "part"},
-                          "color": _series("part", {key: PARTS[key] for key in SHARES})["color"]}},
+             "encoding": {"x": quantity("us", unit, stack=True), "order": {"field": "part"},
+                          "color": series_of("part", {key: PARTS[key] for key in SHARES})["color"]}},
             # Of the two points that a row became here, one has its text.
             {"mark": {"type": "text", "align": "left", "dx": 6},
-             "encoding": {"x": _axis("cpu", unit),
+             "encoding": {"x": quantity("cpu", unit),
                           "text": {"condition": {"test": "datum.part === 'worker_cpu'",
                                                  "field": "change"}, "value": ""}}},
         ],
@@ -247,7 +235,7 @@ def anatomy(sections: list[Section]) -> Iterator[Chart]:
         rows = [row for row in section.rows if row.group == ANATOMY]
         if any(row.cpu_us is not None for row in rows):
             yield Chart(
-                _name("anatomy", section.workload.name),
+                file_name("anatomy", section.workload.name),
                 f"{section.workload.name}: one step less in each row",
                 "The left part of a bar is the acceptor's, the right part the workers'. Beside it stands what the step "
                 "changes, in us; ~ where the intervals of the two rows overlap: this run does not tell such a step "
@@ -310,21 +298,21 @@ def _scaling(kind: str, unit: str, lower: bool, workers: str, rows: list[Point])
         return {"field": "way", "type": "nominal", "title": None, "scale": {"range": values}, "legend": legend}
 
     # Lines are coloured by another channel than points: of one channel, Vega-Lite makes a legend of its own.
-    y, line = _axis("median", unit, scale=LOG), series(COLOURS, None)
+    y, line = quantity("median", unit, scale=LOG), series(COLOURS, None)
     legend = {"columns": {"signal": "width < 420 ? 1 : width < 800 ? 2 : 4"}}
-    spec = _spec(
+    spec = spec_of(
         height=300,
-        encoding={"x": _axis("at_once", "connections at once", scale=LOG)},
+        encoding={"x": quantity("at_once", "connections at once", scale=LOG)},
         layer=[
             {"mark": {"type": "line", "strokeWidth": 1.5}, "encoding": {"y": y, "stroke": line}},
             {"mark": {"type": "rule"},
-             "encoding": {"y": _axis("low", unit, scale=LOG), "y2": {"field": "high"}, "stroke": line}},
+             "encoding": {"y": quantity("low", unit, scale=LOG), "y2": {"field": "high"}, "stroke": line}},
             {"mark": POINT, "encoding": {"y": y, "color": series(COLOURS, legend), "shape": series(SHAPES, legend)}},
         ],
     )
     shown = workers if workers == "no pool" else f"{workers} workers"
     return Chart(
-        _name("scaling", kind, workers),
+        file_name("scaling", kind, workers),
         f"{kind}, {shown}: {unit} by connections",
         f"{'Lower' if lower else 'Higher'} is better; both scales are logarithmic. Upright lines are 95 % intervals.",
         spec,
@@ -337,17 +325,17 @@ def _scaling(kind: str, unit: str, lower: bool, workers: str, rows: list[Point])
 
 def crashes(sections: list[Section]) -> Iterator[Chart]:
     unit = "connections lost per kill"
-    spec = _spec(
-        encoding={"y": _ways("lost")},
+    spec = spec_of(
+        encoding={"y": way_axis("lost")},
         layer=[
-            _interval("lost_low", "lost_high", unit),
-            {"mark": {**POINT, "color": VERMILLION}, "encoding": {"x": _axis("lost", unit)}},
+            interval_line("lost_low", "lost_high", unit),
+            {"mark": {**POINT, "color": VERMILLION}, "encoding": {"x": quantity("lost", unit)}},
         ],
     )
     for section in sections:
         if is_killed(section):
             yield Chart(
-                _name("crashes", section.workload.name),
+                file_name("crashes", section.workload.name),
                 f"{section.workload.name}: {section.workload.summary}",
                 "Workers are killed with SIGKILL at random moments and replaced. Left is safer; the line is the exact "
                 "95 % interval. Lost is an attempt without its echo. The server's books count what a killed worker "
@@ -359,17 +347,3 @@ def crashes(sections: list[Section]) -> Iterator[Chart]:
                  whole("attempts", "attempts"), text("failed", "failed"), whole("redelivered", "redelivered"),
                  whole("over 1 s", "hung"), whole("lost in the server's books", "books_lost"), NOTE),
             )
-
-
-TOPICS = (
-    Topic("throughput", "Throughput of each way", throughput, "no load that compares ways"),
-    Topic("cpu", "CPU, acceptor and workers apart", cpu, "no server's CPU"),
-    Topic("latency", "Latency", latency, "no latencies"),
-    Topic("balance", "Balance over the workers", balance, "no pool whose workers' shares are known"),
-    Topic("anatomy", "Anatomy of the queue", anatomy, "no ways of the group 'anatomy'; "
-          "experiments/run_matrix queue-anatomy and full have them"),
-    Topic("scaling", "Scaling with connections", scaling, "no way with several numbers of connections; "
-          "experiments/run_matrix scaling has them"),
-    Topic("crashes", "What is lost when a worker is killed", crashes, "no load during which workers are killed; "
-          "experiments/run_matrix faults has it"),
-)

@@ -74,6 +74,13 @@ def _per_unit(*keys: str) -> Callable[[Cell, Figure], float | None]:
     return value
 
 
+def _client_cpu(cell: Cell, figure: Figure) -> float | None:
+    used = cell["client"].get("client", {})
+    known = [used[key] for key in ("user_us", "system_us") if key in used]
+    done = cell["server"].get("totals", {}).get("echoes" if figure.per == "request" else "accepted")
+    return sum(known) / done if done and known else None
+
+
 def _latency(key: str) -> Callable[[Cell, Figure], float | None]:
     def value(cell: Cell, _: Figure) -> float | None:
         found = cell["client"].get("active_latency") or cell["client"].get("latency") or {}
@@ -105,6 +112,7 @@ METRICS = {
     "cpu": Metric(_per_unit("acceptor_cpu_us", "worker_cpu_us"), "server CPU", "us", per_unit=True),
     "acceptor-cpu": Metric(_per_unit("acceptor_cpu_us"), "acceptor CPU", "us", per_unit=True),
     "worker-cpu": Metric(_per_unit("worker_cpu_us"), "worker CPU", "us", per_unit=True),
+    "client-cpu": Metric(_client_cpu, "client CPU", "us", per_unit=True),
     "switches": Metric(_per_unit("voluntary_switches", "involuntary_switches"), "context switches", "", per_unit=True),
     "voluntary-switches": Metric(_per_unit("voluntary_switches"), "voluntary switches", "", per_unit=True),
     "involuntary-switches": Metric(_per_unit("involuntary_switches"), "involuntary switches", "", per_unit=True),

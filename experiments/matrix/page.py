@@ -12,8 +12,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from matrix import charts, facts, findings
-from matrix.charts import Chart, Topic
+from matrix import charts, facts, findings, topics
+from matrix.charts import Chart
+from matrix.topics import Topic
 from matrix.findings import Group
 from matrix.points import Column, Point
 from matrix.rows import CLIENT_LIMIT, Section, sections
@@ -57,7 +58,7 @@ def write(run: Run, target: Path) -> None:
 
 def html(run: Run, found: Libraries) -> str:
     all_sections = sections(run)
-    drawn = charts.charts(all_sections)
+    drawn = topics.drawn(all_sections)
     missing = MISSING.format(what=found.missing, run=run.path)
     parts = {
         "title": escape(f"{run.meta['matrix']['name']}, {run.meta['started_at'][:10]}"),
@@ -68,7 +69,7 @@ def html(run: Run, found: Libraries) -> str:
         "findings": "".join(map(_group, findings.groups(all_sections))),
         "missing": f'<p class="missing">{escape(missing)}</p>' if found.missing else "",
         "filters": _filters([row for of_topic in drawn.values() for chart in of_topic for row in chart.rows]),
-        "topics": "".join(_topic(topic, drawn[topic.name]) for topic in charts.TOPICS),
+        "topics": "".join(_topic(topic, drawn[topic.name]) for topic in topics.TOPICS),
         "data": _json({
             "config": charts.config(ink="currentColor"),
             "charts": {chart.name: {"spec": chart.spec, "points": chart.points}

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from matrix import charts
+from matrix import charts, topics
 from matrix.charts import Chart
 from matrix.page import FOLDER
 from matrix.rows import sections
@@ -59,7 +59,7 @@ def missing() -> str:
 
 
 def _charts(run: Run) -> dict[str, Chart]:
-    found = charts.charts(sections(run))
+    found = topics.drawn(sections(run))
     return {chart.name: chart for of_topic in found.values() for chart in of_topic}
 
 
