@@ -177,13 +177,13 @@ def _inspect_calibration(args: Any, run: store.Run) -> int:
         return usage.fail(PROGRAM, f"{run.path}: of a calibration there is its summary, also as --markdown, and "
                           "its ways by --metric in the run itself, not in a recorded copy")
     samples = calibration.sample(run)
-    text = calibration.markdown(run, samples)
-    if args.update_notes or args.check_notes:
-        return _notes(args, run.path, run.meta["matrix"]["name"], text)
-    if args.markdown:
-        print(text, end="")
-    else:
+    if not (args.markdown or args.update_notes or args.check_notes):
         layout.show(calibration.lines(run, samples), Console())
+        return 0
+    text = calibration.markdown(run, samples)
+    if not args.markdown:
+        return _notes(args, run.path, run.meta["matrix"]["name"], text)
+    print(text, end="")
     return 0
 
 
