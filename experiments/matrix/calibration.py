@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.text import Text
 
@@ -176,7 +175,8 @@ def remarks(run: store.Run, samples: Samples) -> list[str]:
     return [
         "A try is one pair of cells in one stretch of so many repetitions: equals are one program under two names, so "
         "each pair called different is a false alarm (1 in 20 is what a 95 % interval allows); slower ones burn about "
-        "a tenth more CPU per connection. The comparison is the one of every table here.",
+        "a tenth more CPU per connection. The pairs of a stretch share cells, so these counts scatter more than as many "
+        "tosses would. The comparison is the one of every table here.",
         f"CPU per connection to the same program's over all repetitions: {sizes(run, samples)}.",
         f"Seed {meta['seed']}, {meta['started_at'][:16]} UTC, revision {revision}, "
         f"{meta['build']['cmake_build_type'] or 'unknown'} build.",
