@@ -39,7 +39,7 @@ def libraries(folder: Path = FOLDER / "node_modules") -> Libraries:
     scripts = []
     for name in LIBRARIES:
         try:
-            scripts.append((folder / name).read_text())
+            scripts.append((folder / name).read_text(encoding="utf-8"))
         except OSError as error:
             return Libraries(missing=f"{error.filename}: {error.strerror}")
     return Libraries(tuple(scripts))
@@ -47,13 +47,10 @@ def libraries(folder: Path = FOLDER / "node_modules") -> Libraries:
 
 def write(run: Run, target: Path) -> None:
     text = html(run, libraries())
-    draft = target.with_name(f"{target.name}.new")
     try:
-        draft.write_text(text)
-        draft.replace(target)
+        target.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise StoreError(f"{target}: {error.strerror}; the page is not written") from None
+        raise StoreError(f"{target}: {error.strerror}; the page is not whole") from None
 
 
 def html(run: Run, found: Libraries) -> str:
@@ -62,7 +59,7 @@ def html(run: Run, found: Libraries) -> str:
     missing = MISSING.format(what=found.missing, run=run.path)
     parts = {
         "title": escape(f"{run.meta['matrix']['name']}, {run.meta['started_at'][:10]}"),
-        "style": (FOLDER / "page.css").read_text(),
+        "style": _part("page.css"),
         "name": escape(run.meta["matrix"]["name"]),
         "summary": escape(run.meta["matrix"]["summary"]),
         "facts": _facts(run, all_sections),
@@ -75,10 +72,13 @@ def html(run: Run, found: Libraries) -> str:
             "charts": {chart.name: {"spec": chart.spec, "points": chart.points}
                        for of_topic in drawn.values() for chart in of_topic},
         }),
-        "scripts": "" if found.missing else _scripts(*found.scripts, (FOLDER / "page.js").read_text()),
+        "scripts": "" if found.missing else _scripts(*found.scripts, _part("page.js")),
     }
-    template = (FOLDER / "page.html").read_text()
-    return re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], template)
+    return re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], _part("page.html"))
+
+
+def _part(name: str) -> str:
+    return (FOLDER / name).read_text(encoding="utf-8")
 
 
 def _json(value: Any) -> str:

@@ -43,7 +43,7 @@ def differ(run: Run, notes: Path) -> str:
     for chart in wanted:
         path = run.path / f"{chart.name}.svg"
         try:
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8", errors="replace")
         except OSError as error:
             return f"{path}: {error.strerror}"
         if _stamp(chart) not in text or drawn.get(chart.name, text) != text:
@@ -66,7 +66,7 @@ def _charts(run: Run) -> dict[str, Chart]:
 def _shown(run: Run, notes: Path) -> list[Chart]:
     """The charts of this run that the notes have as images. Its folder may hold other pictures."""
     try:
-        text = notes.read_text()
+        text = notes.read_text(encoding="utf-8")
     except OSError as error:
         raise StoreError(f"{notes}: {error.strerror}") from None
     paths = [(notes.parent / name).resolve() for name in IMAGE.findall(text)]
@@ -79,24 +79,28 @@ def _shown(run: Run, notes: Path) -> list[Chart]:
 
 
 def _stamp(chart: Chart) -> str:
-    data = json.dumps([chart.spec, chart.points, _config()], sort_keys=True)
+    data = json.dumps(_whole(chart), sort_keys=True)
     return f"<!-- sha256 of its data: {hashlib.sha256(data.encode()).hexdigest()} -->"
 
 
-def _config() -> charts.Spec:
-    return charts.config(ink="#1f2328", background="#ffffff")
+def _whole(chart: Chart) -> charts.Spec:
+    """With all that the page has around a chart: its points, looks and title."""
+    return {
+        **chart.spec,
+        "data": {"name": "points", "values": chart.points},
+        "config": charts.config(ink="#1f2328", background="#ffffff"),
+        "title": {"text": chart.title, "anchor": "start", "fontSize": 13, "color": "#1f2328"},
+        "padding": 8,
+    }
 
 
 def _render(wanted: list[Chart]) -> dict[str, str]:
     if problem := missing():
         raise StoreError(f"charts need node and Vega-Lite, and {problem}; get them: experiments/setup --no-build")
-    specs = {
-        chart.name: {**chart.spec, "data": {"name": "points", "values": chart.points}, "config": _config()}
-        for chart in wanted
-    }
+    specs = {chart.name: _whole(chart) for chart in wanted}
     try:
-        done = subprocess.run(["node", str(RENDERER)], input=json.dumps(specs), capture_output=True, text=True,
-                              timeout=LONGEST_S, check=False)
+        done = subprocess.run(["node", str(RENDERER)], input=json.dumps(specs), capture_output=True,
+                              encoding="utf-8", timeout=LONGEST_S, check=False)
         pictures = json.loads(done.stdout) if done.returncode == 0 else None
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise StoreError(f"node {RENDERER}: {error}") from None
@@ -114,6 +118,6 @@ def _write(pictures: dict[str, str], folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in pictures.items():
-            (folder / f"{name}.svg").write_text(text)
+            (folder / f"{name}.svg").write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         raise StoreError(f"{error.filename}: {error.strerror}") from None
