@@ -6,6 +6,7 @@ that a temporary folder holds."""
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -20,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from matrix_support import BOUND_S, Case  # noqa: E402
+from matrix_support import BOUND_S, ROOT, Case  # noqa: E402
 from matrix import rows, stats, store, table  # noqa: E402
 
 class Statistics(unittest.TestCase):
@@ -166,10 +167,19 @@ class Inspecting(Case):
     def test_a_recorded_copy_shows_the_same_without_buckets(self) -> None:
         copy = self.folder / "copy"
         self.inspect("--record", str(copy))
-        self.assertNotIn("buckets_ns", (copy / "cells.jsonl").read_text())
         self.assertIn("buckets_ns", (self.run_folder / "cells.jsonl").read_text())
+        packed = copy / store.COPY
+        self.assertNotIn(b"buckets_ns", gzip.decompress(packed.read_bytes()))
         original, copied = (table.markdown(store.load(path)) for path in (self.run_folder, copy))
         self.assertEqual(original.rsplit("\n", 2)[0], copied.rsplit("\n", 2)[0])  # but for the path
+        before = packed.read_bytes()
+        self.inspect("--record", str(copy))
+        self.assertEqual(packed.read_bytes(), before)
+        # It is no run to go on with, and a damaged one is said to be so.
+        self.assertIn("recorded copy", self.call(self.command("--resume", str(copy)), 1).stderr)
+        for damaged in (before[:-20], b"garbage", before[:40] + b"\xff" * 40 + before[80:]):
+            packed.write_bytes(damaged)
+            self.assert_one_line(self.call([str(ROOT / "experiments" / "inspect"), str(copy)], 1), store.COPY)
 
     def test_rows_as_json_and_csv(self) -> None:
         found = json.loads(self.inspect("--json").stdout)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gzip
 import json
 import os
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,11 @@ CELL_KEYS = {"way": str, "workload": str, "repetition": int, "status": str, "rea
 MEASURED_KEYS = {"client": dict, "server": dict}
 
 
+COPY = "cells.jsonl.gz"  # of a recorded copy, in place of cells.jsonl
+# The options stand in the cell as they were given.
+LEFT_OUT = {"buckets_ns", "series", "phases", "options", "first_echo_latency", "echo_latency"}
+
+
 class StoreError(Exception):
     """A run cannot be read or written: one line, exit code 1."""
 
@@ -40,12 +47,15 @@ class Run:
 def load(path: Path) -> Run:
     meta = _meta(path / "run.json")
     run = Run(path, meta, [])
+    file = path / "cells.jsonl"
     try:
-        data = (path / "cells.jsonl").read_bytes()
+        data = gzip.decompress((path / COPY).read_bytes()) if (path / COPY).exists() else file.read_bytes()
     except FileNotFoundError:
         return run
-    except OSError as error:
-        raise StoreError(f"{path / 'cells.jsonl'}: {error.strerror}") from None
+    except OSError as error:  # gzip's are of its kind
+        raise StoreError(f"{path / COPY if (path / COPY).exists() else file}: {error.strerror or error}") from None
+    except (EOFError, zlib.error) as error:
+        raise StoreError(f"{path / COPY}: {error}") from None
     ways, workloads = ({entry["name"] for entry in meta["matrix"][key]} for key in ("ways", "workloads"))
     lines = data.split(b"\n")
     torn = lines.pop()  # what stands behind the last line feed: nothing, unless a write was cut off
@@ -100,7 +110,7 @@ def _require(data: dict[str, Any], kinds: dict[str, type]) -> None:
 
 def holds_a_run(path: Path) -> bool:
     cells = path / "cells.jsonl"
-    return (path / "run.json").exists() or cells.exists() and cells.stat().st_size > 0
+    return (path / "run.json").exists() or (path / COPY).exists() or cells.exists() and cells.stat().st_size > 0
 
 
 def newest(results: Path = RESULTS) -> Path:
@@ -137,6 +147,8 @@ class Recorder:
     is read once this exists, so that what is read is all that there will be."""
 
     def __init__(self, path: Path) -> None:
+        if (path / COPY).exists():
+            raise StoreError(f"{path}: a recorded copy, which no run goes on in; name another folder")
         self.path = path / "cells.jsonl"
         # Unbuffered: what a full disk refused must not be tried again when the file is closed.
         self._file = self.path.open("ab", buffering=0)
@@ -169,19 +181,21 @@ class Recorder:
 
 
 def record_copy(run: Run, target: Path) -> None:
-    """A small copy to commit: everything but the histograms' buckets."""
+    """A small copy to commit. The same run gives the same bytes."""
+    lines = [json.dumps(_small(cell), separators=(",", ":")) for cell in run.cells]
     try:
         target.mkdir(parents=True, exist_ok=True)
         write_meta(target, run.meta)
-        lines = [json.dumps(_without_buckets(cell), separators=(",", ":")) for cell in run.cells]
-        (target / "cells.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        (target / COPY).write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
     except OSError as error:
         raise StoreError(f"{target}: {error.strerror}") from None
 
 
-def _without_buckets(value: Any) -> Any:
+def _small(value: Any) -> Any:
+    """Without what no table, chart or page reads."""
     if isinstance(value, dict):
-        return {key: _without_buckets(entry) for key, entry in value.items() if key != "buckets_ns"}
+        return {key: _small(entry) for key, entry in value.items()
+                if key not in LEFT_OUT and not (key == "processes" and isinstance(entry, list))}
     if isinstance(value, list):
-        return [_without_buckets(entry) for entry in value]
+        return [_small(entry) for entry in value]
     return value
