@@ -164,6 +164,29 @@ class Inspecting(Case):
         notes.write_text(re.sub("123,457", "123,458", written, count=1))
         self.assertIn("differs", self.inspect("--check-notes", *option, code=1).stderr)
 
+    def test_figures_within_the_text_of_the_notes(self) -> None:
+        notes = self.folder / "N.md"
+        option = ("--notes", str(notes))
+
+        def write(mark: str) -> None:
+            notes.write_text(f"<!-- table:test begin -->\n<!-- table:test end -->\nHere {mark} there.\n")
+            self.inspect("--update-notes", *option)
+
+        write("<!--test; crr; select; rate-->?<!--/-->")
+        self.assertIn("Here <!--test; crr; select; rate-->123,457<!--/--> there.", notes.read_text())
+        self.inspect("--check-notes", *option)
+        notes.write_text(notes.read_text().replace("rate-->123,457", "rate-->123,459"))
+        self.assertIn("rate-->123,457", self.inspect("--check-notes", *option, code=1).stderr)
+        write("<!--test; crr; select / scm-stream; ratio95-->?<!--/-->")
+        self.assertIn("ratio95-->1.00<!--/-->", notes.read_text())
+        for wrong, says in (("test; crr; nobody; rate", "no crr of nobody"), ("test; crr; epoll; rat", "unknown figure"),
+                            ("test; xrr; epoll; rate", "no xrr")):
+            notes.write_text(f"<!-- table:test begin -->\n<!-- table:test end -->\n<!--{wrong}-->?<!--/-->")
+            self.assert_one_line(self.inspect("--check-notes", *option, code=1), says)
+        # Without a run: against all that are recorded, and none may be unknown.
+        every = [str(ROOT / "experiments" / "inspect"), "--check-notes", *option]
+        self.assert_one_line(self.call(every, 1), "figures of test")
+
     def test_a_recorded_copy_shows_the_same_without_buckets(self) -> None:
         copy = self.folder / "copy"
         self.inspect("--record", str(copy))

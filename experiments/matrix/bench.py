@@ -27,7 +27,7 @@ def load(path: Path) -> dict[str, Any]:
     return data
 
 
-def _ns(value: float | None) -> str:
+def nanoseconds(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
@@ -63,11 +63,11 @@ def markdown(data: dict[str, Any], source: str) -> str:
         latency = latencies.get((name, "one"))
         spread = at64.get("cpu_ns") if at64 else None
         cells = [f"`{name}`" + (" (floor)" if subject["kind"] == "floor" else "")]
-        cells += [_ns(_median(streams.get((name, "one", batch)), "cpu_ns")) for batch in batches]
-        cells.append(f"{_ns(_median(at64, 'sender_cpu_ns'))} + {_ns(_median(at64, 'receiver_cpu_ns'))}")
+        cells += [nanoseconds(_median(streams.get((name, "one", batch)), "cpu_ns")) for batch in batches]
+        cells.append(f"{nanoseconds(_median(at64, 'sender_cpu_ns'))} + {nanoseconds(_median(at64, 'receiver_cpu_ns'))}")
         half_range = (spread["q3"] - spread["q1"]) / 2 / spread["median"] if spread else None
         cells.append("-" if half_range is None else f"{half_range:.0%}")
-        cells.append(_ns(_median(streams.get((name, "free", 64)), "wall_ns")))
+        cells.append(nanoseconds(_median(streams.get((name, "free", 64)), "wall_ns")))
         if calls:
             sides = [sum(calls[f"{side}_per_descriptor"].values()) for side in ("sender", "receiver")]
             cells.append(f"{sides[0]:.2f} + {sides[1]:.2f}")

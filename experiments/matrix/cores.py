@@ -110,23 +110,32 @@ def _capacity(section: Section, row: Row) -> Point | None:
     }
 
 
+def _free(sections: list[Section]) -> Section | None:
+    return next((section for section in sections if _is_short(section) and not section.workload.pin), None)
+
+
+def predicted(sections: list[Section], section: Section, way: str) -> float | None:
+    """Connections a second of processes held to cores, by their costs where they were not."""
+    free = _free(sections)
+    cost = cost_of(free, way) if free else None
+    cores: dict[int, list[str]] = {}
+    for who, where in section.workload.pin.items():
+        for core in where:
+            cores.setdefault(core, []).append(WHO[who])
+    return cost.rate_placed(cores.values()) if cost and cores else None
+
+
 def placed(sections: list[Section]) -> Iterator[Chart]:
-    """What the model says of processes held to cores, from their costs where they were not, and what they did."""
-    free = next((section for section in sections if _is_short(section) and not section.workload.pin), None)
+    free = _free(sections)
     marks = {"predicted": "predicted", "median": "measured"}
     for section in sections:
         if not section.workload.pin or free is None:
             continue
-        cores: dict[int, list[str]] = {}
-        for who, where in section.workload.pin.items():
-            for core in where:
-                cores.setdefault(core, []).append(WHO[who])
         rows = []
         for row in section.rows:
-            cost = cost_of(free, row.way)
-            if cost and row.median:
-                predicted = cost.rate_placed(cores.values())
-                rows.append({**point(row), "predicted": predicted, "error": f"{row.median / predicted - 1:+.0%}"})
+            rate = predicted(sections, section, row.way)
+            if rate and row.median:
+                rows.append({**point(row), "predicted": rate, "error": f"{row.median / rate - 1:+.0%}"})
         if not rows:
             continue
         unit = "conn/s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from matrix.spec import Matrix, UsageError
 from matrix.view import AXES
 
 PROGRAM = "inspect"
+REFERENCE = facts.ROOT / "experiments" / "reference"
 
 
 DESCRIPTION = """Prints a run that experiments/run_matrix recorded: the figure of every way as ranked bars with
@@ -47,8 +49,8 @@ def _parser() -> usage.Parser:
                       help="write the report: a page that opens offline, with charts, tables and filters")
     form.add_argument("--figures", type=Path, metavar="DIR", help="draw every chart of the report as DIR/CHART.svg")
     form.add_argument("--update-notes", action="store_true",
-                      help="put the tables between their marks in the notes, and draw the charts of this run that the "
-                      "notes show as images RUN/CHART.svg")
+                      help="put the tables and figures between their marks in the notes, and draw the charts of this run "
+                      "that the notes show as images RUN/CHART.svg; without RUN: of all in experiments/reference")
     form.add_argument("--check-notes", action="store_true",
                       help="exit 1 if the notes' tables or images differ from the data")
     parser.add_argument("--notes", type=Path, default=facts.ROOT / "NOTES.md", metavar="FILE",
@@ -79,7 +81,11 @@ def main(argv: list[str]) -> int:
     if not usage.need_rich():
         return 1
     try:
-        return _compare(args) if args.compare else _inspect(args)
+        if args.compare:
+            return _compare(args)
+        if (args.update_notes or args.check_notes) and args.run is None:
+            return _inspect_all(args)
+        return _inspect(args, _find(args.run))
     except UsageError as error:
         parser.error(str(error))
     except store.StoreError as error:
@@ -96,10 +102,19 @@ def _find(name: str | None) -> Path:
     return path if path.exists() or not (store.RESULTS / name).exists() else store.RESULTS / name
 
 
-def _inspect(args: Any) -> int:
-    from matrix import calibration, export, table
+def _inspect_all(args: Any) -> int:
+    """The notes against every recorded run: the first that differs ends a check."""
+    from matrix import notes
 
-    path = _find(args.run)
+    folders = sorted(path for path in REFERENCE.iterdir() if path.is_dir())
+    if unknown := notes.unknown_runs(args.notes, {path.name for path in folders}):
+        return usage.fail(PROGRAM, f"{args.notes}: figures of {', '.join(sorted(unknown))}, which {REFERENCE} has not")
+    return max(_inspect(args, path) for path in folders)
+
+
+def _inspect(args: Any, path: Path) -> int:
+    from matrix import calibration, export, prose, table
+
     if bench.is_bench(path):
         return _inspect_bench(args, path)
     run = store.load(path)
@@ -113,7 +128,8 @@ def _inspect(args: Any) -> int:
     elif args.html or args.figures:
         _draw(args, run)
     elif args.update_notes or args.check_notes:
-        return _notes(args, path, run.meta["matrix"]["name"], table.markdown(run)) or _images(args, run)
+        text = table.markdown(run)
+        return _notes(args, path, run.meta["matrix"]["name"], text, prose.of_run(run)) or _images(args, run)
     else:
         _print(args, run)
     sys.stdout.flush()
@@ -154,8 +170,8 @@ def _images(args: Any, run: store.Run) -> int:
     from matrix import pictures
 
     if args.update_notes:
-        count = pictures.update(run, args.notes)
-        print(f"{count} of its images drawn" if count else "none of its images is of this run")
+        if count := pictures.update(run, args.notes):
+            print(f"{args.notes}: {count} of its images drawn")
     elif problem := pictures.differ(run, args.notes):
         return usage.fail(PROGRAM, f"{problem}; remedy: experiments/inspect {run.path} --update-notes")
     return 0
@@ -182,9 +198,12 @@ def _compare(args: Any) -> int:
 
 def _inspect_bench(args: Any, path: Path) -> int:
     """A recorded result of handoff-bench: Markdown, for the notes."""
-    text = bench.markdown(bench.load(path), facts.shown_path(path))
+    from matrix import prose
+
+    data = bench.load(path)
+    text = bench.markdown(data, facts.shown_path(path))
     if args.update_notes or args.check_notes:
-        return _notes(args, path, bench.NAME, text)
+        return _notes(args, path, bench.NAME, text, prose.of_bench(data))
     if args.json or args.csv or args.svg or args.record or args.html or args.figures:
         return usage.fail(PROGRAM, f"{path}: of handoff-bench's results there is only Markdown and --update-notes")
     print(text, end="")
@@ -215,12 +234,12 @@ def _inspect_calibration(args: Any, run: store.Run) -> int:
     return 0
 
 
-def _notes(args: Any, path: Path, name: str, text: str) -> int:
+def _notes(args: Any, path: Path, name: str, text: str, value: Callable[[str, str, str], str] | None = None) -> int:
     from matrix import notes
 
     if args.update_notes:
-        print(f"{args.notes}: {'updated' if notes.update(name, text, args.notes) else 'up to date'}")
-    elif notes.differ(name, text, args.notes):
-        return usage.fail(PROGRAM, f"{args.notes}: its {name} table differs from "
-                          f"{path}; remedy: experiments/inspect {path} --update-notes")
+        print(f"{args.notes}: {name} {'updated' if notes.update(name, text, value, args.notes) else 'up to date'}")
+    elif difference := notes.differ(name, text, value, args.notes):
+        return usage.fail(PROGRAM, f"{args.notes} differs from {path}: {difference}; remedy: experiments/inspect {path} "
+                          "--update-notes")
     return 0

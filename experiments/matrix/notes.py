@@ -1,40 +1,62 @@
-"""The tables in NOTES.md: made from recorded data, and checked against it."""
+"""The tables and figures in NOTES.md: made from recorded data, and checked against it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+from matrix import prose
 from matrix.store import StoreError
 
 
-def _block(name: str, table: str, notes: Path) -> tuple[str, re.Match[str], str]:
-    """The text of the notes, the marked block in it, and what should stand there."""
+def _read(notes: Path) -> str:
     try:
-        text = notes.read_text()
+        return notes.read_text()
     except OSError as error:
         raise StoreError(f"{notes}: {error.strerror}") from None
+
+
+def _wanted(name: str, table: str, value: Callable[[str, str, str], str] | None, notes: Path, text: str) -> str:
+    """What the notes should say: the run's table between its marks, and its figures within the text."""
     begin, end = f"<!-- table:{name} begin -->", f"<!-- table:{name} end -->"
     found = re.findall(f"{re.escape(begin)}\n.*?{re.escape(end)}", text, re.DOTALL)
     if len(found) != 1:
         raise StoreError(f"{notes}: needs one pair of lines '{begin}' and '{end}'; it has {len(found)}")
-    match = re.search(re.escape(found[0]), text)
-    assert match
-    return text, match, f"{begin}\n{table}{end}"
+    text = text.replace(found[0], f"{begin}\n{table}{end}")
+    return prose.filled(text, name, value) if value else text
 
 
-def update(name: str, table: str, notes: Path) -> bool:
-    """Puts a recorded table between its marks in the notes; true when that changed them."""
-    text, match, wanted = _block(name, table, notes)
-    if match[0] == wanted:
+def update(name: str, table: str, value: Callable[[str, str, str], str] | None, notes: Path) -> bool:
+    """Makes the notes say what a recorded run does; true when that changed them."""
+    text = _read(notes)
+    wanted = _wanted(name, table, value, notes, text)
+    if wanted == text:
         return False
+    draft = notes.with_name(notes.name + ".new")
     try:
-        notes.write_text(text[: match.start()] + wanted + text[match.end() :])
+        draft.write_text(wanted)
+        draft.replace(notes)
     except OSError as error:
         raise StoreError(f"{notes}: {error.strerror}") from None
     return True
 
 
-def differ(name: str, table: str, notes: Path) -> bool:
-    _, match, wanted = _block(name, table, notes)
-    return match[0] != wanted
+def differ(name: str, table: str, value: Callable[[str, str, str], str] | None, notes: Path) -> str:
+    """The first line that differs from the data; empty when none does."""
+    text = _read(notes)
+    wanted = _wanted(name, table, value, notes, text)
+    if text == wanted:
+        return ""
+    lines = zip(text.splitlines(), wanted.splitlines())
+    return next((f"'{_cut(here)}' should be '{_cut(there)}'" for here, there in lines if here != there),
+                "lines are missing")
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= 160 else line[:159] + "…"
+
+
+def unknown_runs(notes: Path, known: set[str]) -> set[str]:
+    """Runs that figures within the text are said to be from, and that are not recorded."""
+    return prose.runs_named(_read(notes)) - known

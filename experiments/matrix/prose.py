@@ -1,0 +1,126 @@
+"""The figures within the text of NOTES.md: each stands between marks that say where it is from,
+
+    <!--RUN; WORKLOAD; WAY; FIGURE-->30.1<!--/-->
+
+RUN is a folder of experiments/reference. WAY may be 'WAY / BASE' for a ratio to another way than the run's own
+baseline. Of handoff-bench WORKLOAD is the batch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from matrix import bench, cores
+from matrix.points import number
+from matrix.rows import Row, Section, sections
+from matrix.store import Run, StoreError
+
+MARK = re.compile(r"<!--([^;<>]+);([^;<>]+);([^;<>]+);([^;<>]+)-->(.*?)<!--/-->", re.DOTALL)
+ATTRIBUTES = ("kernel_bytes", "server_bytes", "client_bytes", "server_processes", "client_processes", "kills",
+              "kill_attempts", "redelivered", "hung", "repetitions", "attempts", "queue_overflows", "lost_per_kill",
+              "connections_largest_to_mean", "cpu_largest_to_mean", "voluntary_switches", "involuntary_switches")
+
+
+@dataclass(frozen=True)
+class Place:
+    section: Section
+    all_sections: list[Section]
+    row: Row
+
+
+def _with(value: float | None, bounds: tuple[float, float] | None) -> str:
+    if not bounds:
+        return number(value)
+    return f"{number(value)} ({number(bounds[0])} to {number(bounds[1])})"
+
+
+def _cost(place: Place) -> cores.Cost:
+    if not (cost := cores.cost_of(place.section, place.row.way)):
+        raise ValueError("its CPU is not known")
+    return cost
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
+
+
+FIGURES: dict[str, Callable[[Place], str]] = {
+    "rate": lambda at: number(at.row.median),
+    "rate95": lambda at: _with(at.row.median, at.row.interval),
+    "ratio": lambda at: number(at.row.ratio),
+    "ratio95": lambda at: _with(at.row.ratio, at.row.ratio_interval),
+    "cpu": lambda at: number(at.row.cpu_us),
+    "cpu95": lambda at: _with(at.row.cpu_us, at.row.cpu_interval),
+    "cpu-ratio": lambda at: number(at.row.cpu_ratio),
+    "cpu-ratio95": lambda at: _with(at.row.cpu_ratio, at.row.cpu_ratio_interval),
+    "acceptor-cpu": lambda at: number(at.row.acceptor_cpu_us),
+    "worker-cpu": lambda at: number(at.row.worker_cpu_us),
+    "p50-ms": lambda at: number(at.row.latency_p50_us and at.row.latency_p50_us / 1000),
+    "p99-ms": lambda at: number(at.row.latency_p99_us and at.row.latency_p99_us / 1000),
+    "lost95": lambda at: _with(at.row.lost_per_kill, at.row.lost_per_kill_interval),
+    "unseen": lambda at: _share(at.section.unseen_below),
+    "cpu-unseen": lambda at: _share(at.section.cpu_unseen_below),
+    "acceptor-full": lambda at: number(_cost(at).full_at),
+    "feeds-cores": lambda at: number(_cost(at).fed),
+    **{f"on-{count}": lambda at, count=count: number(_cost(at).rate_on(count)) for count in cores.CORES},
+    "predicted": lambda at: number(cores.predicted(at.all_sections, at.section, at.row.way)),
+    **{name: lambda at, name=name: number(getattr(at.row, name)) if isinstance(getattr(at.row, name), float)
+       else f"{getattr(at.row, name):,}" for name in ATTRIBUTES},
+}
+
+
+def of_run(run: Run) -> Callable[[str, str, str], str]:
+    """What gives the figure for a workload, a way and the figure's name."""
+    found = sections(run)
+
+    def value(workload: str, way: str, figure: str) -> str:
+        name, _, base = way.partition(" / ")
+        section = next((section for section in found if section.workload.name == workload), None)
+        row = section and next((row for row in section.rows if row.way == name), None)
+        if section is None or row is None:
+            raise ValueError(f"{run.path} has no {workload} of {name}")
+        if figure not in FIGURES:
+            raise ValueError(f"unknown figure; allowed: {', '.join(FIGURES)}")
+        if base:
+            against = replace(section, baseline=base, known={})
+            rate, cpu = against.measured(name, "rate"), against.measured(name, "cpu")
+            if rate is None or cpu is None:
+                raise ValueError(f"{run.path} has no {workload} of {base}")
+            row = replace(row, ratio=rate.ratio, ratio_interval=rate.ratio_interval, cpu_ratio=cpu.ratio,
+                          cpu_ratio_interval=cpu.ratio_interval)
+        return FIGURES[figure](Place(section, found, row))
+
+    return value
+
+
+def of_bench(data: dict[str, Any]) -> Callable[[str, str, str], str]:
+    """CPU of both sides for a descriptor, pinned to one core."""
+
+    def value(batch: str, way: str, figure: str) -> str:
+        for row in data["streams"]:
+            if (row["name"], row["pin"], str(row["batch"])) == (way, "one", batch) and figure in row:
+                return bench.nanoseconds(row[figure]["median"])
+        raise ValueError(f"{bench.NAME} has no {figure} of {way} by {batch}")
+
+    return value
+
+
+def filled(text: str, run: str, value: Callable[[str, str, str], str]) -> str:
+    """The text with the figures of one run as its data has them."""
+
+    def figure(match: re.Match[str]) -> str:
+        name, workload, way, what = (part.strip() for part in match.groups()[:4])
+        if name != run:
+            return match[0]
+        try:
+            return f"<!--{';'.join(match.groups()[:4])}-->{value(workload, way, what)}<!--/-->"
+        except (ValueError, TypeError) as error:
+            raise StoreError(f"mark {match[0]!r}: {error}") from None
+
+    return MARK.sub(figure, text)
+
+
+def runs_named(text: str) -> set[str]:
+    return {match[1].strip() for match in MARK.finditer(text)}
