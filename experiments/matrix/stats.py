@@ -113,10 +113,10 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     Why so: CPU per connection is nearly normal here, but rates have outliers that make their standard
     deviation half again as large as the spread of the rest; a tenth trimmed at each end costs the one nothing
     and rids the other of them (7,200 cells of the calibration run). Where equals are compared, a percentile bootstrap
-    of the median calls 26 % of them different at 3 values and 8 to 11 % at 8 to 15, under even and skewed
-    noise alike. The studentized bootstrap (each resample is divided by its own error) stays at 5 % from 15 on;
-    with fewer values its intervals are a sixth wider than Student's t, which stays at 5 % down to 3. Below 3
-    nothing can be told. tests/test_calibration.py holds it to this."""
+    of the median calls 26 % of them different at 3 values and 6 to 11 % at 8 to 15, under even and skewed
+    noise alike. The studentized bootstrap (each resample is divided by its own error) stays at 4 to 5.5 % from
+    15 on; at 8 values its intervals are a sixth or more wider than Student's t, which stays at 5 % down to 3.
+    Below 3 nothing can be told. tests/test_calibration.py holds it to this."""
     logs = _logs(values)
     if not logs:
         return None
