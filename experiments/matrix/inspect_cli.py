@@ -103,7 +103,8 @@ def _inspect(args: Any) -> int:
     if bench.is_bench(path):
         return _inspect_bench(args, path)
     run = store.load(path)
-    if calibration.is_calibration(Matrix.from_json(run.meta["matrix"])) and not (args.metric or args.by or args.where):
+    of_ways = args.metric or args.by or args.where
+    if calibration.is_copy(run) or calibration.is_calibration(Matrix.from_json(run.meta["matrix"])) and not of_ways:
         return _inspect_calibration(args, run)
     if args.svg:
         export.write_svg(run, args.svg)
@@ -199,17 +200,18 @@ def _inspect_calibration(args: Any, run: store.Run) -> int:
     if args.record:
         calibration.record(run, args.record)
         return 0
-    if args.json or args.csv or args.svg or args.baseline or args.html or args.figures:
+    if (args.json or args.csv or args.svg or args.html or args.figures or args.baseline or args.metric or args.by
+            or args.where):
         return usage.fail(PROGRAM, f"{run.path}: of a calibration there is its summary, also as --markdown, and "
-                          "its ways by --metric")
+                          "its ways by --metric in the run itself, not in a recorded copy")
     samples = calibration.sample(run)
-    text = calibration.markdown(run, samples)
-    if args.update_notes or args.check_notes:
-        return _notes(args, run.path, run.meta["matrix"]["name"], text)
-    if args.markdown:
-        print(text, end="")
-    else:
+    if not (args.markdown or args.update_notes or args.check_notes):
         layout.show(calibration.lines(run, samples), Console())
+        return 0
+    text = calibration.markdown(run, samples)
+    if not args.markdown:
+        return _notes(args, run.path, run.meta["matrix"]["name"], text)
+    print(text, end="")
     return 0
 
 
