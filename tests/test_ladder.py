@@ -157,7 +157,7 @@ class Climbing(unittest.TestCase):
         self.assertIn("not run: one process holds up to", shown)
         inspect = [str(ROOT / "experiments" / "inspect"), str(self.folder / "run")]
         again = subprocess.run(inspect, capture_output=True, text=True, timeout=BOUND_S, check=True)
-        self.assertEqual(again.stdout, shown)
+        self.assertTrue(again.stdout.endswith(shown), again.stdout)  # below the bars
 
     def test_it_ends_before_memory_does(self) -> None:
         left = iter([2 * GIB, 2 * GIB, held.FLOOR_BYTES - 1])

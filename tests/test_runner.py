@@ -159,7 +159,7 @@ class Disk(Case):
         self.assertIn("cells.jsonl: File too large; all earlier cells are kept", done.stderr.splitlines()[-1])
         kept = (limited / "cells.jsonl").read_bytes()
         self.assertTrue(kept.endswith(b"\n") and size - 2 * one < len(kept) <= size, (len(kept), size))
-        self.assertIn("interrupted: ", done.stdout)
+        self.assertIn(f"interrupted: {len(kept.splitlines())} of 16 cells", " ".join(done.stdout.split()))
         self.call(self.command("--resume", str(limited)))
         whole = (limited / "cells.jsonl").read_bytes()
         self.assertTrue(whole.startswith(kept))

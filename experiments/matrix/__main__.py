@@ -1,7 +1,6 @@
 """Entry of both programs: python3 experiments/matrix run_matrix|inspect ARGUMENTS."""
 
 import errno
-import os
 import sys
 from pathlib import Path
 
@@ -20,8 +19,7 @@ if __name__ == "__main__":
     try:
         sys.stdout.flush()
     except OSError as error:
-        # Else the interpreter tries once more as it ends, and shows a traceback.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Left to the interpreter's own end it would be a traceback.
         if code == 0 and error.errno != errno.EPIPE:
             code = usage.fail(sys.argv[1], f"output: {error.strerror}")
     sys.exit(code)
