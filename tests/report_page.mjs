@@ -83,14 +83,18 @@ async function look(browser, file) {
     found.light = await colours(page);
     await page.emulateMedia({colorScheme: "dark"});
     found.dark = await colours(page);
-    const open = () => page.evaluate(() =>
-      [...document.querySelectorAll("table")].filter((one) => !one.offsetHeight || !one.closest("details").open).length);
-    found.closedOnScreen = await open();
+    await page.evaluate(() => {
+      window.closedNow = () => [...document.querySelectorAll("details")].filter((one) => !one.open || !one.offsetHeight).length;
+      addEventListener("beforeprint", () => { window.closedInPrint = window.closedNow(); });
+    });
+    found.closedOnScreen = await page.evaluate(() => window.closedNow());
     await page.emulateMedia({media: "print", colorScheme: "dark"});
     await settled(page);
-    found.closedOnPaper = await open();
+    found.closedAsIfPrinted = await page.evaluate(() => window.closedNow());
     found.paper = await colours(page);
-    await page.emulateMedia({media: "screen"});
+    await page.emulateMedia({media: null});
+    await page.pdf();
+    found.closedInPrint = await page.evaluate(() => window.closedInPrint);
     await page.setViewportSize({width: 400, height: 800});
     await settled(page);
   } else {

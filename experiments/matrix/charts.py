@@ -277,23 +277,32 @@ def _apart(one: Point, other: Point) -> bool:
 def scaling(sections: list[Section]) -> Iterator[Chart]:
     """The ways that were measured with several numbers of connections, a chart for each kind of load and
     number of workers: more lines in one nobody can tell apart."""
-    found: dict[tuple[str, str, bool, str], list[Point]] = {}
+    found: dict[tuple[str, str, bool], dict[str, list[Row]]] = {}
     for section in sections:
+        key = (section.workload.kind, unit_of(section), section.figure.lower_is_better)
         for row in under_load(section):
             if row.connections is not None and not has_rate(section):
-                here = point(row)
-                key = (section.workload.kind, unit_of(section), section.figure.lower_is_better, here["workers"])
-                found.setdefault(key, []).append(here)
-    for (kind, unit, lower, workers), points in found.items():
-        steps: dict[str, set[int]] = {}
-        for here in points:
-            steps.setdefault(here["way"], set()).add(here["at_once"])
-        rows = [here for here in points if len(steps[here["way"]]) > 1]
-        if rows:
+                found.setdefault(key, {}).setdefault(row.way, []).append(row)
+    for (kind, unit, lower), ways in found.items():
+        by_workers: dict[str, list[Row]] = {}
+        for rows in ways.values():
+            if len({row.connections for row in rows}) > 1:
+                by_workers.setdefault(_workers(rows), []).extend(rows)
+        for workers, rows in by_workers.items():
             yield _scaling(kind, unit, lower, workers, rows)
 
 
-def _scaling(kind: str, unit: str, lower: bool, workers: str, rows: list[Point]) -> Chart:
+def _workers(rows: list[Row]) -> str:
+    """Of one way; where many connections ask for more of them, the range."""
+    known = sorted({row.workers for row in rows if row.workers is not None})
+    if not known:
+        return "no pool"
+    if len(known) > 1:
+        return f"{known[0]} to {known[-1]} workers"
+    return f"{known[0]} worker{'s' * (known[0] > 1)}"
+
+
+def _scaling(kind: str, unit: str, lower: bool, workers: str, rows: list[Row]) -> Chart:
     def series(values: list[str], legend: Spec | None) -> Spec:
         return {"field": "way", "type": "nominal", "title": None, "scale": {"range": values}, "legend": legend}
 
@@ -310,16 +319,15 @@ def _scaling(kind: str, unit: str, lower: bool, workers: str, rows: list[Point])
             {"mark": POINT, "encoding": {"y": y, "color": series(COLOURS, legend), "shape": series(SHAPES, legend)}},
         ],
     )
-    shown = workers if workers == "no pool" else f"{workers} workers"
     return Chart(
         file_name("scaling", kind, workers),
-        f"{kind}, {shown}: {unit} by connections",
+        f"{kind}, {workers}: {unit} by connections",
         f"{'Lower' if lower else 'Higher'} is better; both scales are logarithmic. Upright lines are 95 % intervals.",
         spec,
         ("median", "low", "high", "at_once"),
-        tuple(sorted(rows, key=lambda here: (here["way"], here["at_once"]))),
-        (WAY, whole("connections", "at_once"), figure(unit, "median"), bounds(""), figure("server CPU, us", "cpu"),
-         bounds("cpu_"), NOTE),
+        tuple(map(point, sorted(rows, key=lambda row: (row.way, row.connections or 0)))),
+        (WAY, whole("connections", "at_once"), text("workers", "workers", is_number=True), figure(unit, "median"),
+         bounds(""), figure("server CPU, us", "cpu"), bounds("cpu_"), NOTE),
     )
 
 

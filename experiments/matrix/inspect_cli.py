@@ -219,8 +219,8 @@ def _inspect_calibration(args: Any, run: store.Run) -> int:
     if args.record:
         calibration.record(run, args.record)
         return 0
-    if (args.json or args.csv or args.svg or args.baseline or args.metric or args.by or args.where or args.html
-            or args.figures):
+    if (args.json or args.csv or args.svg or args.html or args.figures or args.baseline or args.metric or args.by
+            or args.where):
         return usage.fail(PROGRAM, f"{run.path}: of a calibration there is its summary, also as --markdown, and "
                           "its ways by --metric in the run itself, not in a recorded copy")
     samples = calibration.sample(run)

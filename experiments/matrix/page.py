@@ -119,7 +119,8 @@ def _limits(all_sections: list[Section]) -> list[str]:
         count = sum(row.client_limited for row in section.rows)
         if count:
             why = f"a process of it used {CLIENT_LIMIT:.0%} of a CPU or more, or started late"
-            found.append(f"{section.workload.name}: the client may be the limit in {count} of {len(section.rows)} rows ({why})")
+            where = f"{count} of {len(section.rows)} rows"
+            found.append(f"{section.workload.name}: the client may be the limit in {where} ({why})")
     return found
 
 
