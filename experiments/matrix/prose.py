@@ -60,6 +60,7 @@ FIGURES: dict[str, Callable[[Place], str]] = {
     "p50-ms": lambda at: number(at.row.latency_p50_us and at.row.latency_p50_us / 1000),
     "p99-ms": lambda at: number(at.row.latency_p99_us and at.row.latency_p99_us / 1000),
     "lost95": lambda at: _with(at.row.lost_per_kill, at.row.lost_per_kill_interval),
+    "failed": lambda at: f"{sum(at.row.failed_attempts.values()):,}",
     "unseen": lambda at: _share(at.section.unseen_below),
     "cpu-unseen": lambda at: _share(at.section.cpu_unseen_below),
     "acceptor-full": lambda at: number(_cost(at).full_at),

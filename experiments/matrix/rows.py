@@ -278,7 +278,7 @@ def faults_text(row: Row) -> str:
     parts = [
         _text(row.failed_attempts),
         f"server: {_text(row.server_errors)}" if row.server_errors else "",
-        f"{row.lost:,} lost" if row.lost else "",
+        f"{row.lost:,} lost by the books" if row.lost else "",
         f"{row.unbalanced_reports} server reports do not balance" if row.unbalanced_reports else "",
         f"{row.worker_deaths} worker deaths" if row.worker_deaths else "",
         f"degraded: {row.degraded}" if row.degraded else "",
