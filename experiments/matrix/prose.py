@@ -3,7 +3,7 @@
     <!--RUN; WORKLOAD; WAY; FIGURE-->30.1<!--/-->
 
 RUN is a folder of experiments/reference. WAY may be 'WAY / BASE' for a ratio to another way than the run's own
-baseline. Of handoff-bench WORKLOAD is the batch."""
+baseline. Of handoff-bench WORKLOAD is the batch. A name's | is escaped by a backslash, as it must be in a table."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def filled(text: str, run: str, value: Callable[[str, str, str], str]) -> str:
     """The text with the figures of one run as its data has them."""
 
     def figure(match: re.Match[str]) -> str:
-        name, workload, way, what = (part.strip() for part in match.groups()[:4])
+        name, workload, way, what = (part.strip().replace("\\|", "|") for part in match.groups()[:4])
         if name != run:
             return match[0]
         try:
