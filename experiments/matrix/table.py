@@ -161,8 +161,8 @@ def _context(run: Run, all_sections: list[Section]) -> list[str]:
     if len(run.cells) < planned:
         found.append(f"interrupted: {len(run.cells)} of {planned} cells are recorded (go on: run_matrix --resume)")
     paragraphs = [
-        f"Median of {times} repetition{'s' * (times != '1')}; ± is half the 95 % "
-        "interval. A ratio is the typical one within repetitions: ~ no difference seen, ? cannot tell. "
+        f"Median of {times} repetition{'s' * (times != '1')}; ± is half the 95 % interval of the typical value "
+        "(the mean of the logarithms, trimmed from 15 on). A ratio is the typical one within repetitions: ~ no difference seen, ? cannot tell. "
         + _seen(all_sections),
         "CPU is the server's, acceptor + workers (one figure: one process), from ready to end.",
         f"Client and server share {cores} cores; {meta['client_shape']}. Compare only within this load.",
