@@ -37,6 +37,12 @@ def _with(value: float | None, bounds: tuple[float, float] | None) -> str:
     return f"{number(value)} ({number(bounds[0])} to {number(bounds[1])})"
 
 
+def _typical(place: Place, metric: str) -> str:
+    """With an interval goes the value that it is of, which is not quite the median."""
+    found = place.section.measured(place.row.way, metric)
+    return _with(found.typical.value, found.interval) if found and found.typical else NOTHING
+
+
 def _cost(place: Place) -> cores.Cost:
     if not (cost := cores.cost_of(place.section, place.row.way)):
         raise ValueError("its CPU has no such figure")
@@ -49,11 +55,11 @@ def _share(value: float | None) -> str:
 
 FIGURES: dict[str, Callable[[Place], str]] = {
     "rate": lambda at: number(at.row.median),
-    "rate95": lambda at: _with(at.row.median, at.row.interval),
+    "rate95": lambda at: _typical(at, "rate"),
     "ratio": lambda at: number(at.row.ratio),
     "ratio95": lambda at: _with(at.row.ratio, at.row.ratio_interval),
     "cpu": lambda at: number(at.row.cpu_us),
-    "cpu95": lambda at: _with(at.row.cpu_us, at.row.cpu_interval),
+    "cpu95": lambda at: _typical(at, "cpu"),
     "cpu-ratio": lambda at: number(at.row.cpu_ratio),
     "cpu-ratio95": lambda at: _with(at.row.cpu_ratio, at.row.cpu_ratio_interval),
     "acceptor-cpu": lambda at: number(at.row.acceptor_cpu_us),
