@@ -72,17 +72,14 @@ class Ranked:
     section: Section
     measured: Measured | None
 
-    def rank(self, lower_is_better: bool) -> tuple[bool, float]:
-        """Best first, by the ratio within repetitions where there is one, as that is what noise disturbs
-        least; rows without a figure last."""
+    def rank(self, lower_is_better: bool) -> tuple[int, float]:
+        """Best first, by the ratio within repetitions, as that is what noise disturbs least; rows without one
+        follow by their medians, which no ratio compares with, and rows without a figure are last."""
         if self.measured is None:
-            return True, 0.0
-        value = self.measured.median
-        if self.row.way == self.section.baseline:
-            value = 1.0
-        elif self.measured.ratio is not None:
-            value = self.measured.ratio
-        return False, value if lower_is_better else -value
+            return 2, 0.0
+        ratio = 1.0 if self.row.way == self.section.baseline else self.measured.ratio
+        value = self.measured.median if ratio is None else ratio
+        return int(ratio is None), value if lower_is_better else -value
 
 
 def grouped(chosen: list[Section], metric: str, axis: str) -> Iterator[tuple[str, list[Ranked]]]:
