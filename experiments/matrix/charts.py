@@ -244,7 +244,7 @@ def _anatomy(section: Section, rows: list[Row]) -> Chart:
                           "color": series_of("part", {key: PARTS[key] for key in SHARES})["color"]}},
             # Of the two points that a row became here, one has its text.
             {"mark": {"type": "text", "align": "left", "dx": 6},
-             "encoding": {"x": quantity("cpu", unit),
+             "encoding": {"x": quantity("end", unit),
                           "text": {"condition": {"test": "datum.part === 'worker_cpu'",
                                                  "field": "change"}, "value": ""}}},
         ],
@@ -257,7 +257,7 @@ def _anatomy(section: Section, rows: list[Row]) -> Chart:
         "difference, ? where it cannot tell. Where steps between were left out of a run (--only), they count "
         "with the next.",
         spec,
-        ("cpu", "acceptor_cpu", "worker_cpu", "order", "change"),
+        ("cpu", "acceptor_cpu", "worker_cpu", "end", "order", "change"),
         tuple(_steps(section, rows)),
         (WAY, figure("CPU, us", "cpu"), bounds("cpu_"), figure("acceptor, us", "acceptor_cpu"),
          figure("workers, us", "worker_cpu"), text("step changes, us", "change", is_number=True),
@@ -273,7 +273,9 @@ def _steps(section: Section, rows: list[Row]) -> list[Point]:
     whole_at = max(0, next((index for index, row in enumerate(rows) if row.way[:1] in ("-", "+")), 0) - 1)
     points = [point(row) for row in rows]
     for index, here in enumerate(points):
-        here.update(order=index, change="", acceptor_change=None, worker_change=None, share="", against="",
+        # Where the bar ends: medians of two parts add up to something else than that of both.
+        end = (here["acceptor_cpu"] or 0) + (here["worker_cpu"] or 0)
+        here.update(order=index, end=end, change="", acceptor_change=None, worker_change=None, share="", against="",
                     step_ratio=None, step_low=None, step_high=None)
         before = points[index - 1]
         if index <= whole_at or None in (here["cpu"], before["cpu"], points[whole_at]["cpu"]):

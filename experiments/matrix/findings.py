@@ -62,6 +62,8 @@ def _of_load(section: Section) -> Group:
             _best(section, "Cheapest in CPU with workers", pools, "cpu", True, cpu_unit),
         ]
     remarks = [table.seen([section])]
+    if section.has_baseline:
+        remarks.append(f"First is who is so by the ratio to {section.baseline} within repetitions, not by medians.")
     if limited := sum(row.client_limited for row in rows):
         remarks.append(f"With {limited} of the {len(rows)} ways the client may have been the limit: they may be faster "
                        "than it could show.")

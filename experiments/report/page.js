@@ -13,7 +13,10 @@ const figures = [...document.querySelectorAll("figure")].map((element) => ({
   ...charts[element.dataset.chart],
 }));
 const NARROW = 600, PAPER = 690;  // pixels
-const NARROW_LABELS = {labelLimit: 150, labelExpr: "truncate(datum.label, 20, 'center')"};
+const NARROW_LABELS = {
+  labelLimit: 120,
+  labelExpr: "length(datum.label) > 16 ? slice(datum.label, 0, 6) + '…' + slice(datum.label, -9) : datum.label",
+};
 let isNarrow = innerWidth < NARROW;
 
 function matches(row, wanted) {
