@@ -180,12 +180,18 @@ class Inspecting(Case):
         write("<!--test; crr; select / scm-stream; ratio95-->?<!--/-->")
         self.assertIn("ratio95-->1.00<!--/-->", notes.read_text())
         for wrong, says in (("test; crr; nobody; rate", "no crr of nobody"), ("test; crr; epoll; rat", "unknown figure"),
+                            ("test; crr; epoll / nobody; ratio", "no crr of nobody"),
+                            ("test; crr; epoll; feeds-cores", "has no such figure"),
                             ("test; xrr; epoll; rate", "no xrr")):
             notes.write_text(f"<!-- table:test begin -->\n<!-- table:test end -->\n<!--{wrong}-->?<!--/-->")
             self.assert_one_line(self.inspect("--check-notes", *option, code=1), says)
-        # Without a run: against all that are recorded, and none may be unknown.
-        every = [str(ROOT / "experiments" / "inspect"), "--check-notes", *option]
-        self.assert_one_line(self.call(every, 1), "figures of test")
+        # Against what is recorded in the tree no run may be unknown: not of a figure, a table or an image.
+        recorded = next(path for path in sorted((ROOT / "experiments" / "reference").iterdir()) if path.is_dir())
+        check = [str(ROOT / "experiments" / "inspect"), str(recorded), "--check-notes", *option]
+        for orphan in ("<!--nobody; crr; epoll; rate-->1<!--/-->", "<!-- table:nobody begin -->",
+                       "![x](experiments/reference/nobody/cpu-crr.svg)"):
+            notes.write_text(orphan)
+            self.assert_one_line(self.call(check, 1), "nobody")
 
     def test_a_recorded_copy_shows_the_same_without_buckets(self) -> None:
         copy = self.folder / "copy"

@@ -275,16 +275,18 @@ class WithoutNode(Case):
 class Judgement(unittest.TestCase):
     """What the page says of data made for it."""
 
-    def kills(self, *lost: int) -> dict[str, str]:
-        """What is said of ways that lost so many attempts in 50 kills each."""
-        load = spec.Workload("kill", "crr", "", (), 9, 1, kill_every_s=0.4)
+    def section(self, name: str, *lost: int) -> rows.Section:
+        """Ways that lost so many attempts in 50 kills each."""
+        load = spec.Workload(name, "crr", "", (), 9, 1, kill_every_s=0.4)
         ways = []
         for index, count in enumerate(lost):
             low, high = crashes.poisson_interval(count)
-            ways.append(rows.Row("kill", f"way {index}", kills=50, kill_failed={"reset": count},
+            ways.append(rows.Row(name, f"way {index}", kills=50, kill_failed={"reset": count},
                                  lost_per_kill=count / 50, lost_per_kill_interval=(low / 50, high / 50)))
-        section = rows.Section(load, figures.figure_of(load), ways, "way 0", {})
-        (group,) = findings.groups([section])
+        return rows.Section(load, figures.figure_of(load), ways, "way 0", {})
+
+    def kills(self, *lost: int) -> dict[str, str]:
+        (group,) = findings.groups([self.section("kill", *lost)])
         return {one.question: f"{one.answer} {one.detail}" for one in group.findings}
 
     def test_of_few_losses_no_way_is_said_to_lose_more(self) -> None:
@@ -293,6 +295,12 @@ class Judgement(unittest.TestCase):
         losses = r"Lost: way 1 3 in 50 kills; way 3 1 in 50 kills\. None seen lost in 100 kills: way 0; way 2\."
         self.assertRegex(said["Lose connections"], f"^No difference seen between the 4 ways: .*{losses}")
         self.assertIn("in 200 kills in all: at most 0.074 per kill", self.kills(0, 0, 0, 0)["None seen lost"])
+
+    def test_each_load_with_kills_is_judged_by_itself(self) -> None:
+        light, busy = findings.groups([self.section("kill", 0, 1), self.section("busy", 0, 50)])
+        self.assertTrue(light.title.endswith("killed, kill: ") and busy.title.endswith("killed, busy: "))
+        self.assertTrue(light.findings[0].answer.startswith("No difference seen between the 2 ways"))
+        self.assertEqual(busy.findings[0].answer, "1 of 2 ways:")
 
     def test_many_losses_are_told_from_none(self) -> None:
         said = self.kills(0, *range(20, 29))

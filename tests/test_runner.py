@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from matrix_support import BOUND_S, Case  # noqa: E402
+from matrix_support import BOUND_S, ROOT, Case  # noqa: E402
 from matrix import crashes, pins, spec, store  # noqa: E402
 from matrix.process import Child, Waiter  # noqa: E402
 from process_support import BIN_DIR  # noqa: E402
@@ -186,12 +186,16 @@ class Disk(Case):
         self.assert_one_line(self.call(command, 1), "Not a directory")
 
     def test_a_table_that_cannot_be_written_loses_no_cell(self) -> None:
-        for command in (self.fresh("--only", "epoll"), self.command("quick", "--dry-run")):
+        self.call(self.fresh("--only", "epoll"))
+        shown = [str(ROOT / "experiments" / "inspect"), str(self.run_folder)]
+        for command in (self.command("--resume", str(self.run_folder)), self.command("quick", "--dry-run"), shown,
+                        [*shown, "--json"], [*shown, "--markdown"]):
             with open("/dev/full", "w") as full:
                 done = subprocess.run(command, env=self.environment, stdout=full, stderr=subprocess.PIPE, text=True,
                                       timeout=BOUND_S, check=False)
             self.assertEqual(done.returncode, 1)
-            self.assertEqual(done.stderr.splitlines()[-1], "run_matrix: output: No space left on device")
+            program = "inspect" if command[: len(shown)] == shown else "run_matrix"
+            self.assertEqual(done.stderr.splitlines()[-1], f"{program}: output: No space left on device")
             self.assertNotIn("Traceback", done.stderr)
         self.assertEqual(len(self.cells()), 4)
 

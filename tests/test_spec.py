@@ -106,6 +106,13 @@ class Reading(Case):
             (WHOLE.replace("limit_s = 10", "limit = 10"), "'limit'", "limit_s"),
             (WHOLE.replace("limit_s = 10", "limit_s = 'ten'"), "'ten'", "int or float"),
             (WHOLE.replace("limit_s = 10", "limit_s = -1"), "limit_s is -1", "0 and more"),
+            (WHOLE.replace("limit_s = 10", "limit_s = inf"), "limit_s is inf", "0 and more"),
+            (WHOLE.replace("limit_s = 10", "limit_s = nan"), "limit_s is nan", "0 and more"),
+            (WHOLE.replace("client = [", 'client = ["--connections", "many", '), "--connections is 'many'", "number"),
+            (WHOLE.replace("client = [", 'client = ["--processes", "-2", '), "--processes is '-2'", "number"),
+            (WHOLE.replace('kind = "crr"', 'kind = "hold"'), "--connections N"),
+            (HEAD.replace('"epoll"', '"x"') + '[[server.way]]\nname = "x"\nargv = ["--strategy", "pool", "--workers"]\n'
+             + WORKLOAD, "way x", "--workers is ''"),
             (WHOLE + 'figure = "speed"\n', "'speed'", "client-cpu"),
             (WHOLE + 'ways = ["scm-*", "fork"]\n', "'fork' matches no way"),
             (WHOLE + 'ways = ["epoll"]\nnot_ways = ["*"]\n', "leave no way"),

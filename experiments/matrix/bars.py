@@ -56,7 +56,9 @@ def _name(axis: str, several: bool) -> Callable[[Ranked], str]:
 
 
 def blocks(chosen: list[Section], metric: str, axis: str, unicode: bool = True, bars: bool = True) -> list[Block]:
-    groups = list(grouped(chosen, metric, axis))
+    # Where workers are killed the load is the same for all: no figure to rank by.
+    ranked_by_rate = [section for section in chosen if not section.workload.kill_every_s]
+    groups = list(grouped(ranked_by_rate if metric == "rate" else chosen, metric, axis))
     scales = _scales(groups, metric)
     found = []
     for value, group in groups:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,17 +87,20 @@ def _figure(run: store.Run) -> Figure:
 
 def _read(path: Path) -> Samples:
     samples: Samples = {}
+    number = 1
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             for number, line in enumerate(csv.DictReader(file), 2):
                 for column, text in line.items():
                     if column == "repetition" or not text:
                         continue
                     way, _, metric = column.rpartition(" ")
-                    samples.setdefault((way, metric), {})[int(line["repetition"])] = float(text)
+                    if not 0 < (value := float(text)) < math.inf:
+                        raise ValueError(f"{column} is {text}")
+                    samples.setdefault((way, metric), {})[int(line["repetition"])] = value
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from None
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (csv.Error, ValueError, TypeError, AttributeError, KeyError) as error:
         raise StoreError(f"{path} line {number}: {error} (made by experiments/inspect RUN --record)") from None
     return samples
 
@@ -108,13 +112,15 @@ def record(run: store.Run, target: Path) -> None:
     repetitions = sorted({rep for values in samples.values() for rep in values})
     try:
         target.mkdir(parents=True, exist_ok=True)
-        store.write_meta(target, run.meta)
-        with (target / FILE).open("w", newline="") as file:
+        draft = target / f"{FILE}.new"
+        with draft.open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["repetition", *(f"{way} {metric}" for way, metric in columns)])
             for rep in repetitions:
                 figures = (samples[column].get(rep) for column in columns)
                 writer.writerow([rep, *("" if value is None else f"{value:.5g}" for value in figures)])
+        store.write_meta(target, run.meta)
+        draft.replace(target / FILE)
     except OSError as error:
         raise StoreError(f"{target}: {error.strerror}") from None
 

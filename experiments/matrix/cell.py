@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import tempfile
@@ -14,10 +15,11 @@ from matrix import crashes, held, peers, pins, plan
 from matrix.counters import Snapshot
 from matrix.process import Child, Waiter, describe_exit
 from matrix.spec import Cell, Way
-from matrix.store import CELL_SCHEMA
+from matrix.store import CELL_SCHEMA, StoreError
 
 START_S = 10.0
 STOP_S = 15.0
+OURS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}  # run_matrix's own trouble, not the cell's
 CLOSES_PER_S = 20_000  # a server may be that slow
 
 
@@ -66,7 +68,8 @@ def refusal(cell: Cell) -> str:
 
 
 def run(cell: Cell, tools: Tools, waiter: Waiter) -> dict[str, Any]:
-    """Measures one cell and gives its record. Raises only Interrupted."""
+    """Measures one cell and gives its record. Raises Interrupted, and StoreError for what would fail in every
+    cell to come."""
     record = _empty(cell, tools)
     for status, reason in (("unsupported", tools.unsupported(cell.way)), ("not run", refusal(cell))):
         if reason:
@@ -77,6 +80,8 @@ def run(cell: Cell, tools: Tools, waiter: Waiter) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="c10k-cell-", ignore_cleanup_errors=True) as folder:
             _measure(record, cell, tools, waiter, Path(folder))
     except (CellFailed, crashes.NoWorker, held.OutOfMemory, OSError, subprocess.SubprocessError) as error:
+        if isinstance(error, OSError) and error.errno in OURS:
+            raise StoreError(f"{error.filename or 'run_matrix'}: {error.strerror}; this cell is not recorded") from None
         record["status"] = "failed"
         record["reason"] = str(error)
         if isinstance(error, OSError) and error.filename:

@@ -129,17 +129,20 @@ def _build(meta: dict[str, Any]) -> dict[str, Any]:
     return {**build, "revision": (meta["source"]["revision"] or "unknown")[:12], "dirty": meta["source"]["dirty"]}
 
 
+OF_WORKLOAD = ("kind", "client", "pin", "kill_every_s", "held", "figure")
+
+
 def _matrices(a: dict[str, Any], b: dict[str, Any]) -> Iterator[str]:
     for key in ("name", "repetitions", "baseline"):
         if a[key] != b[key]:
             yield f"{key} {a[key]} | {b[key]}"
-    for key, fields in (("ways", ("server", "client")), ("workloads", ("kind", "client"))):
+    for key, fields in (("ways", ("server", "client")), ("workloads", OF_WORKLOAD)):
         first, second = ({entry["name"]: entry for entry in matrix[key]} for matrix in (a, b))
         for label, names in (("A", first.keys() - second.keys()), ("B", second.keys() - first.keys())):
             if names:
                 yield f"{key} only in {label}: {' | '.join(sorted(names))}"
         other = sorted(name for name in first.keys() & second.keys()
-                       if any(first[name][field] != second[name][field] for field in fields))
+                       if any(first[name].get(field) != second[name].get(field) for field in fields))
         if other:
             yield f"{key} with other options, not to be compared: {' | '.join(other)}"
 

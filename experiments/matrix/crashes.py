@@ -91,7 +91,8 @@ def hung(client: dict[str, Any]) -> int:
 
 
 def describe(row: Row, cells: list[dict[str, Any]]) -> None:
-    """The kills of a row's cells and what they cost. Their deaths are this workload's own doing: no faults."""
+    """The kills of a row's cells and what they cost. The deaths are this workload's own doing, and so is what the
+    dead held by the server's books: no faults. What clients lost of it is among their failed attempts."""
     seen = [cell for cell in cells if cell.get("crashes")]
     if not seen:
         return
@@ -109,7 +110,7 @@ def describe(row: Row, cells: list[dict[str, Any]]) -> None:
         row.lost_per_kill_interval = (low / row.kills, high / row.kills)
     own = min(row.worker_deaths, row.kills)
     row.worker_deaths -= own
-    row.faults -= own
+    row.faults -= own + row.lost
 
 
 def poisson_interval(count: int) -> tuple[float, float]:

@@ -96,7 +96,16 @@ def build(folder: Path) -> dict[str, Any]:
             programs[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         except OSError:
             programs[name] = None
-    return {"folder": str(folder), **found, "programs_sha256": programs}
+    return {"folder": str(folder), **found, "programs_sha256": programs, "peers": _interpreters()}
+
+
+def _interpreters() -> dict[str, str]:
+    """The versions of what peers run in."""
+    try:
+        node = subprocess.run(["node", "--version"], capture_output=True, text=True, timeout=30, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        node = ""
+    return {"python": platform.python_version(), "node": node.strip()}
 
 
 def flags(meta: dict[str, Any], cells: list[dict[str, Any]]) -> list[str]:
@@ -117,6 +126,11 @@ def flags(meta: dict[str, Any], cells: list[dict[str, Any]]) -> list[str]:
     programs = [part["build"]["programs_sha256"] for part in (meta, *meta.get("resumed", []))]
     if any(program != programs[0] for program in programs):
         found.append("resumed with other programs: its cells are not of one build")
+    for part in meta.get("resumed", []):
+        if any(part["host"].get(key) != meta["host"].get(key) for key in ("kernel", "cpu_model", "cores")):
+            found.append("resumed on another host: its cells are not of one machine")
+        if part["source"]["dirty"]:
+            found.append("resumed with a dirty tree")
     return found
 
 

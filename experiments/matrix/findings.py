@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from matrix import table
 from matrix.points import NO_POOL, UNKNOWN, between, has_rate, is_killed, number, under_load, unit_of, workers_text
 from matrix.rows import Row, Section, faults_text
-from matrix.view import Ranked
+from matrix.view import ranked
 
+KILLED = "When a worker is killed"
 NAMED = 6  # of a list of ways; the rest are a number
 WORDS = {"rate": ("slower", "faster"), "cpu": ("dearer", "cheaper")}
 
@@ -29,7 +30,9 @@ class Group:
 
 def groups(sections: list[Section]) -> list[Group]:
     loads = [_of_load(section) for section in _compared(sections)]
-    return [*loads, _of_kills(sections)]
+    kills = [group for section in sections if is_killed(section) and (group := _of_kills(section))]
+    absent = Group(KILLED, (), "Not measured in this run; experiments/run_matrix faults measures it.")
+    return [*loads, *(kills or [absent])]
 
 
 def _compared(sections: list[Section]) -> list[Section]:
@@ -62,7 +65,7 @@ def _of_load(section: Section) -> Group:
             _best(section, "Cheapest in CPU with workers", pools, "cpu", True, cpu_unit),
         ]
     remarks = [table.seen([section])]
-    if section.has_baseline:
+    if all(entry.ratio for entry in ranked(section, "rate") if entry.measured):
         remarks.append(f"First is who is so by the ratio to {section.baseline} within repetitions, not by medians.")
     if limited := sum(row.client_limited for row in rows):
         remarks.append(f"With {limited} of the {len(rows)} ways the client may have been the limit: they may be faster "
@@ -81,7 +84,8 @@ def _best(section: Section, question: str, rows: list[Row], metric: str, lower: 
     known = [row for row in rows if _value(row, metric) is not None]
     if not known:
         return None
-    first = min(known, key=lambda row: Ranked(row, section, section.measured(row.way, metric)).rank(lower))
+    ways = [row.way for row in known]
+    first = next(entry.row for entry in ranked(section, metric) if entry.row.way in ways)
     interval = first.interval if metric == "rate" else first.cpu_interval
     name, _, unit = unit.rpartition(", ")
     figure = f"{name} {number(_value(first, metric))} {unit}".strip()
@@ -128,11 +132,10 @@ def _names(ways: list[str]) -> str:
     return named if len(ways) <= NAMED else f"{named} and {len(ways) - NAMED} more"
 
 
-def _of_kills(sections: list[Section]) -> Group:
-    title = "When a worker is killed"
-    rows = [row for section in sections if is_killed(section) for row in section.rows if row.lost_per_kill is not None]
+def _of_kills(section: Section) -> Group | None:
+    rows = [row for row in section.rows if row.lost_per_kill is not None]
     if not rows:
-        return Group(title, (), "Not measured in this run; experiments/run_matrix faults measures it.")
+        return None
     losing = sorted((row for row in rows if row.lost_per_kill), key=lambda row: -(row.lost_per_kill or 0))
     safe = [row for row in rows if not row.lost_per_kill]
     bounds = [row.lost_per_kill_interval for row in rows if row.lost_per_kill_interval]
@@ -140,6 +143,7 @@ def _of_kills(sections: list[Section]) -> Group:
     findings = _different(losing, safe) if differ or not losing or len(rows) == 1 else [_alike(losing, safe)]
     if hanging := [f"{row.way} ({row.hung:,})" for row in rows if row.hung]:
         findings.append(Finding("Keep clients waiting over 1 s", _names(hanging), "attempts in all."))
+    title = f"{KILLED}, {section.workload.name}: {section.workload.summary}"
     return Group(title, tuple(findings), "Lost is an attempt that did not end with its echo, whatever the outcome.")
 
 

@@ -49,8 +49,8 @@ def _parser() -> usage.Parser:
                       help="write the report: a page that opens offline, with charts, tables and filters")
     form.add_argument("--figures", type=Path, metavar="DIR", help="draw every chart of the report as DIR/CHART.svg")
     form.add_argument("--update-notes", action="store_true",
-                      help="put the tables and figures between their marks in the notes, and draw the charts of this run "
-                      "that the notes show as images RUN/CHART.svg; without RUN: of all in experiments/reference")
+                      help="put the tables and figures between their marks in the notes, and draw the charts that the "
+                      "notes show as images RUN/CHART.svg; without RUN: of all runs in experiments/reference")
     form.add_argument("--check-notes", action="store_true",
                       help="exit 1 if the notes' tables or images differ from the data")
     parser.add_argument("--notes", type=Path, default=facts.ROOT / "NOTES.md", metavar="FILE",
@@ -93,6 +93,8 @@ def main(argv: list[str]) -> int:
     except BrokenPipeError:  # the reader has seen enough
         sys.stderr.close()
         return 0
+    except OSError as error:
+        return usage.fail(PROGRAM, f"{error.filename or 'output'}: {error.strerror}")
 
 
 def _find(name: str | None) -> Path:
@@ -103,12 +105,8 @@ def _find(name: str | None) -> Path:
 
 
 def _inspect_all(args: Any) -> int:
-    """The notes against every recorded run: the first that differs ends a check."""
-    from matrix import notes
-
+    """The notes against every recorded run."""
     folders = sorted(path for path in REFERENCE.iterdir() if path.is_dir())
-    if unknown := notes.unknown_runs(args.notes, {path.name for path in folders}):
-        return usage.fail(PROGRAM, f"{args.notes}: figures of {', '.join(sorted(unknown))}, which {REFERENCE} has not")
     return max(_inspect(args, path) for path in folders)
 
 
@@ -237,9 +235,12 @@ def _inspect_calibration(args: Any, run: store.Run) -> int:
 def _notes(args: Any, path: Path, name: str, text: str, value: Callable[[str, str, str], str] | None = None) -> int:
     from matrix import notes
 
+    if path.resolve().parent == REFERENCE and (unknown := notes.unknown_runs(args.notes, REFERENCE)):
+        return usage.fail(PROGRAM, f"{args.notes}: it has figures of {', '.join(unknown)}, and {REFERENCE} has no such "
+                          "run; record it, or take them out")
     if args.update_notes:
         print(f"{args.notes}: {name} {'updated' if notes.update(name, text, value, args.notes) else 'up to date'}")
     elif difference := notes.differ(name, text, value, args.notes):
-        return usage.fail(PROGRAM, f"{args.notes} differs from {path}: {difference}; remedy: experiments/inspect {path} "
-                          "--update-notes")
+        return usage.fail(PROGRAM, f"{args.notes} differs from {path}: {difference}; remedy: experiments/inspect "
+                          f"{path} --update-notes")
     return 0

@@ -57,6 +57,9 @@ def _cut(line: str) -> str:
     return line if len(line) <= 160 else line[:159] + "…"
 
 
-def unknown_runs(notes: Path, known: set[str]) -> set[str]:
-    """Runs that figures within the text are said to be from, and that are not recorded."""
-    return prose.runs_named(_read(notes)) - known
+def unknown_runs(notes: Path, reference: Path) -> list[str]:
+    """Runs that a table, an image or a figure of the notes is said to be from, and that are not recorded."""
+    text = _read(notes)
+    images = re.findall(rf"\]\(experiments/{reference.name}/([^/)]+)/", text)
+    named = prose.runs_named(text) | set(re.findall(r"<!-- table:(\S+) begin -->", text)) | set(images)
+    return sorted(name for name in named if not (reference / name).is_dir())

@@ -36,6 +36,7 @@ class Client:
 
     program: str
     kinds: tuple[str, ...]
+    options: tuple[str, ...]  # of the workload's, without which it cannot start
     command: Callable[[str, str, dict[str, str]], list[str]]  # program, target, options of the workload
     result: Callable[[dict[str, Any]], dict[str, Any]]  # in the form of c10k-client's
 
@@ -78,6 +79,7 @@ CLIENTS = {
     "minimal-client": Client(
         "minimal-client",
         ("crr",),
+        ("--connections", "--duration"),
         lambda program, target, options: [program, target, options["--connections"], options["--duration"]],
         _minimal_result,
     ),

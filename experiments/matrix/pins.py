@@ -18,7 +18,7 @@ def refusal(load: Workload) -> str:
 
 
 def pin_server(server: Child, load: Workload) -> None:
-    """All threads that there are: those they make later, and a worker's successor, inherit it."""
+    """All threads that there are; those they make later inherit it. A worker's successor has the acceptor's cores."""
     for who, pids in (("acceptor", [server.group]), ("workers", server.children())):
         for pid in pids if who in load.pin else []:
             for thread in os.listdir(f"/proc/{pid}/task"):

@@ -17,6 +17,7 @@ from matrix.points import number
 from matrix.rows import Row, Section, sections
 from matrix.store import Run, StoreError
 
+NOTHING = number(None)
 MARK = re.compile(r"<!--([^;<>]+);([^;<>]+);([^;<>]+);([^;<>]+)-->(.*?)<!--/-->", re.DOTALL)
 ATTRIBUTES = ("kernel_bytes", "server_bytes", "client_bytes", "server_processes", "client_processes", "kills",
               "kill_attempts", "redelivered", "hung", "repetitions", "attempts", "queue_overflows", "lost_per_kill",
@@ -36,23 +37,29 @@ def _with(value: float | None, bounds: tuple[float, float] | None) -> str:
     return f"{number(value)} ({number(bounds[0])} to {number(bounds[1])})"
 
 
+def _typical(place: Place, metric: str) -> str:
+    """With an interval goes the value that it is of, which is not quite the median."""
+    found = place.section.measured(place.row.way, metric)
+    return _with(found.typical.value, found.interval) if found and found.typical else NOTHING
+
+
 def _cost(place: Place) -> cores.Cost:
     if not (cost := cores.cost_of(place.section, place.row.way)):
-        raise ValueError("its CPU is not known")
+        raise ValueError("its CPU has no such figure")
     return cost
 
 
 def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0%}"
+    return NOTHING if value is None else f"{value:.0%}"
 
 
 FIGURES: dict[str, Callable[[Place], str]] = {
     "rate": lambda at: number(at.row.median),
-    "rate95": lambda at: _with(at.row.median, at.row.interval),
+    "rate95": lambda at: _typical(at, "rate"),
     "ratio": lambda at: number(at.row.ratio),
     "ratio95": lambda at: _with(at.row.ratio, at.row.ratio_interval),
     "cpu": lambda at: number(at.row.cpu_us),
-    "cpu95": lambda at: _with(at.row.cpu_us, at.row.cpu_interval),
+    "cpu95": lambda at: _typical(at, "cpu"),
     "cpu-ratio": lambda at: number(at.row.cpu_ratio),
     "cpu-ratio95": lambda at: _with(at.row.cpu_ratio, at.row.cpu_ratio_interval),
     "acceptor-cpu": lambda at: number(at.row.acceptor_cpu_us),
@@ -85,15 +92,22 @@ def of_run(run: Run) -> Callable[[str, str, str], str]:
         if figure not in FIGURES:
             raise ValueError(f"unknown figure; allowed: {', '.join(FIGURES)}")
         if base:
-            against = replace(section, baseline=base, known={})
-            rate, cpu = against.measured(name, "rate"), against.measured(name, "cpu")
-            if rate is None or cpu is None:
+            if base not in section.cells:
                 raise ValueError(f"{run.path} has no {workload} of {base}")
-            row = replace(row, ratio=rate.ratio, ratio_interval=rate.ratio_interval, cpu_ratio=cpu.ratio,
-                          cpu_ratio_interval=cpu.ratio_interval)
-        return FIGURES[figure](Place(section, found, row))
+            row = _against(row, replace(section, baseline=base, known={}))
+        text = FIGURES[figure](Place(section, found, row))
+        if text == NOTHING:
+            raise ValueError(f"{run.path} has no such figure of it")
+        return text
 
     return value
+
+
+def _against(row: Row, section: Section) -> Row:
+    """The row with its ratios to the section's baseline."""
+    rate, cpu = section.measured(row.way, "rate"), section.measured(row.way, "cpu")
+    return replace(row, ratio=rate and rate.ratio, ratio_interval=rate and rate.ratio_interval,
+                   cpu_ratio=cpu and cpu.ratio, cpu_ratio_interval=cpu and cpu.ratio_interval)
 
 
 def of_bench(data: dict[str, Any]) -> Callable[[str, str, str], str]:

@@ -149,6 +149,8 @@ def _run(args: Any, argv: list[str], matrix: Matrix, seed: int, resumed: store.R
             resumed = store.load(path)  # once more, now that nobody else writes to it
             part = {key: now[key] for key in ("started_at", "argv", "options", "source", "build", "host")}
             now = {**resumed.meta, "resumed": [*resumed.meta.get("resumed", []), part]}
+        elif store.holds_a_run(path):  # another's, made while this one was setting up
+            raise UsageError(f"--output: {path} holds a run by now; name another folder, or --resume it")
         recorder.go_on_at(resumed.whole_bytes if resumed else 0)
         store.write_meta(path, now)
         tools = Tools(folder)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import math
 import random
 import tomllib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -141,6 +143,7 @@ def _say(error: Exception) -> str:
 
 
 NUMBER = (int, float)
+CLIENT_COUNTS = ("--connections", "--processes", "--idle")
 MATRIX_KEYS = {"schema": str, "summary": str, "repetitions": int, "baseline": str, "balance": bool, "server": dict,
                "workload": list}
 SERVER_KEYS = {"strategies": list, "methods": list, "workers": (int, list), "loops": list, "way": list}
@@ -160,7 +163,7 @@ def _check(table: Any, kinds: dict[str, Any], where: str) -> None:
         allowed = kinds[key] if isinstance(kinds[key], tuple) else (kinds[key],)
         if not isinstance(value, allowed) or isinstance(value, bool) and bool not in allowed:
             raise ValueError(f"{where}: {key} is {value!r}; allowed: {' or '.join(kind.__name__ for kind in allowed)}")
-        if isinstance(value, NUMBER) and value < 0:
+        if isinstance(value, NUMBER) and not 0 <= value < math.inf:
             raise ValueError(f"{where}: {key} is {value!r}; allowed: 0 and more")
         if isinstance(value, list) and key not in ("way", "workload"):
             kind = int if key in ("connections", "workers") else str
@@ -215,6 +218,7 @@ def _pools(server: dict[str, Any], planned: bool) -> list[Way]:
 def _way(way: dict[str, Any]) -> Way:
     _check(way, WAY_KEYS, f"[[server.way]] {way.get('name', '') if isinstance(way, dict) else ''}".rstrip())
     argv = tuple(way.get("argv", ()))
+    _check_counts(argv, ("--workers",), f"way {way['name']}")
     return Way(way["name"], argv, *_needs(way["name"], argv, way.get("peer", "")), way.get("client", ""),
                way.get("group", ""))
 
@@ -278,6 +282,9 @@ def _check_workload(load: Workload, matrix: Matrix) -> None:
             raise ValueError(f"{where}: {pattern!r} matches no way; allowed: globs over their names, groups and kinds")
     if load.held and ("--idle" not in load.client or "--connections" in load.client):
         raise ValueError(f"{where}: with 'held', client needs --idle and must not have --connections")
+    _check_counts(load.client, CLIENT_COUNTS, where)
+    if load.kind == "hold" and not load.held and "--connections" not in load.client:
+        raise ValueError(f"{where}: a hold says how many: --connections N in client")
     for who, cores in load.pin.items():
         _one_of(who, PINNED, f"process in {where}, pin:")
         if not isinstance(cores, list) or not cores or not all(type(core) is int and core >= 0 for core in cores):
@@ -292,10 +299,27 @@ def _check_workload(load: Workload, matrix: Matrix) -> None:
             _check_client(way, load)
 
 
+def _check_counts(argv: Sequence[str], names: Sequence[str], where: str) -> None:
+    """What this program reads out of a program's options itself."""
+    for name, value in zip(argv, (*argv[1:], "")):
+        if name in names and not (value.isdecimal() if name != "--idle" else _is_number(value)):
+            raise ValueError(f"{where}: {name} is {value!r}; allowed: a number")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return 0 <= float(text) < math.inf
+    except ValueError:
+        return False
+
+
 def _check_client(way: Way, load: Workload) -> None:
     _one_of(way.client, peers.CLIENTS, "client")
     if load.kind not in peers.CLIENTS[way.client].kinds:
         raise ValueError(f"{way.client} cannot do {load.kind}")
+    for name in peers.CLIENTS[way.client].options:
+        if name not in load.client:
+            raise ValueError(f"workload {load.name}: {way.client} needs {name} in client")
 
 
 def select(matrix: Matrix, patterns: list[str], repetitions: int | None) -> Matrix:

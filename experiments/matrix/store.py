@@ -22,14 +22,18 @@ RESULTS = ROOT / "results"
 # What every reader of a run relies on.
 RUN_KEYS = {"started_at": str, "seed": int, "matrix": dict, "client_shape": str, "source": dict, "build": dict,
             "host": dict}
+INNER_KEYS = {
+    "source": ("revision", "dirty"),
+    "build": ("cmake_build_type", "c10k_sanitize", "programs_sha256"),
+    "host": ("kernel", "machine", "cpu_model", "hypervisor", "cores", "memory_bytes", "load_average_1min"),
+}
 CELL_KEYS = {"way": str, "workload": str, "repetition": int, "status": str, "reason": str, "server_options": list,
              "client_options": list, "netstat": dict}
 MEASURED_KEYS = {"client": dict, "server": dict}
 
 
 COPY = "cells.jsonl.gz"  # of a recorded copy, in place of cells.jsonl
-# The options stand in the cell as they were given.
-LEFT_OUT = {"buckets_ns", "series", "phases", "options", "first_echo_latency", "echo_latency"}
+LEFT_OUT = {"buckets_ns", "series", "phases", "first_echo_latency", "echo_latency"}
 
 
 class StoreError(Exception):
@@ -80,6 +84,9 @@ def load(path: Path) -> Run:
 def _meta(path: Path) -> dict[str, Any]:
     try:
         meta = _object(path.read_bytes(), RUN_SCHEMA, RUN_KEYS)
+        for key, inner in INNER_KEYS.items():
+            if lacks := [name for name in inner if name not in meta[key]]:
+                raise ValueError(f"{key} lacks {', '.join(lacks)}")
         Matrix.from_json(meta["matrix"])
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from None
@@ -186,15 +193,18 @@ def record_copy(run: Run, target: Path) -> None:
     lines = [json.dumps(_small(_with_shares(cell)), separators=(",", ":")) for cell in run.cells]
     try:
         target.mkdir(parents=True, exist_ok=True)
+        draft = target / f"{COPY}.new"
+        draft.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
         write_meta(target, run.meta)
-        (target / COPY).write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
+        draft.replace(target / COPY)
+        (target / "cells.jsonl").unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(f"{target}: {error.strerror}") from None
 
 
 def _with_shares(cell: dict[str, Any]) -> dict[str, Any]:
     """What each worker had, which is all that is read of a report's processes."""
-    server = cell["server"] or {}
+    server = cell.get("server") or {}
     if not (found := per_worker(server)):
         return cell
     return {**cell, "server": {**server, "balance": {**(server.get("balance") or {}), "per_worker": found}}}

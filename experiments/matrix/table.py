@@ -161,9 +161,9 @@ def _context(run: Run, all_sections: list[Section]) -> list[str]:
     revision = (meta["source"]["revision"] or "unknown")[:12]
     found = [*facts.flags(meta, run.cells), *interruption(run)]
     paragraphs = [
-        f"Median of {times} repetition{'s' * (times != '1')}; ± is half the 95 % "
-        "interval. A ratio is the typical one within repetitions: ~ no difference seen, ? cannot tell. "
-        + seen(all_sections),
+        f"Median of {times} repetition{'s' * (times != '1')}; ± is half the 95 % interval of the typical value "
+        "(the mean of the logarithms, trimmed from 15 on). A ratio is the typical one within repetitions: ~ no "
+        "difference seen, ? cannot tell. " + seen(all_sections),
         "CPU is the server's, acceptor + workers (one figure: one process), from ready to end.",
         f"Client and server share {cores} cores; {meta['client_shape']}. Compare only within this load.",
         f"Seed {meta['seed']}, {meta['started_at'][:16]} UTC, revision {revision}, "

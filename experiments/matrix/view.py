@@ -72,23 +72,33 @@ class Ranked:
     section: Section
     measured: Measured | None
 
-    def rank(self, lower_is_better: bool) -> tuple[int, float]:
-        """Best first, by the ratio within repetitions, as that is what noise disturbs least; rows without one
-        follow by their medians, which no ratio compares with, and rows without a figure are last."""
+    @property
+    def ratio(self) -> float | None:
+        if self.row.way == self.section.baseline:
+            return 1.0
+        return self.measured.ratio if self.measured else None
+
+    def rank(self, lower_is_better: bool, by_ratio: bool) -> tuple[bool, float]:
+        """Best first; rows without a figure last."""
         if self.measured is None:
-            return 2, 0.0
-        ratio = 1.0 if self.row.way == self.section.baseline else self.measured.ratio
-        value = self.measured.median if ratio is None else ratio
-        return int(ratio is None), value if lower_is_better else -value
+            return True, 0.0
+        value = (self.ratio if by_ratio else None) or self.measured.median
+        return False, value if lower_is_better else -value
+
+
+def ranked(section: Section, metric: str) -> list[Ranked]:
+    """By the ratio within repetitions where all have one, as that is what noise disturbs least."""
+    lower = METRICS[metric].lower_is_better or section.figure.lower_is_better
+    entries = [Ranked(row, section, section.measured(row.way, metric)) for row in section.rows]
+    by_ratio = all(entry.ratio for entry in entries if entry.measured)
+    return sorted(entries, key=lambda entry: entry.rank(lower, by_ratio))
 
 
 def grouped(chosen: list[Section], metric: str, axis: str) -> Iterator[tuple[str, list[Ranked]]]:
     """The rows by the value of an axis, ranked within a group and workload."""
     groups: dict[str, list[Ranked]] = {}
     for section in chosen:
-        lower = METRICS[metric].lower_is_better or section.figure.lower_is_better
-        ranked = [Ranked(row, section, section.measured(row.way, metric)) for row in section.rows]
-        for entry in sorted(ranked, key=lambda entry: entry.rank(lower)):
+        for entry in ranked(section, metric):
             groups.setdefault(axis_value(entry.row, axis), []).append(entry)
     # Ways and workloads come in an order of their own.
     yield from groups.items() if axis in ("way", "workload") else sorted(
