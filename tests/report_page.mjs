@@ -53,6 +53,25 @@ const colours = (page) => page.evaluate(() => ({
   label: getComputedStyle(document.querySelector("figure svg .role-axis-label text")).fill,
 }));
 
+// What stands beside each axis, as it is shown.
+const labels = (page) => page.evaluate(() => [...document.querySelectorAll("figure:not([hidden]) svg .role-axis")]
+  .map((axis) => [...axis.querySelectorAll(".role-axis-label text")].map((label) => label.textContent).filter(Boolean))
+  .filter((texts) => texts.length));
+
+const overflow = (page) =>
+  page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+
+// As a phone has it: opened at that width, with an axis each for the ways.
+async function onPhone(browser, url) {
+  const page = await browser.newPage({viewport: {width: 400, height: 800}});
+  page.setDefaultTimeout(BOUND_MS);
+  await page.goto(url);
+  await page.waitForSelector("html[data-drawn]");
+  const found = {labels: await labels(page), overflow: await overflow(page)};
+  await page.close();
+  return found;
+}
+
 async function look(browser, file) {
   const context = await browser.newContext({viewport: {width: 1400, height: 900}, colorScheme: "light"});
   const page = await context.newPage();
@@ -78,6 +97,9 @@ async function look(browser, file) {
     await page.reload();
     await page.waitForSelector("html[data-drawn]");
     found.reloaded = await page.evaluate(seen);
+    await page.emulateMedia({media: "print"});
+    found.printed = await page.locator("#filters").innerText();
+    await page.emulateMedia({media: null});
     await page.fill("input[name=way]", "");
     await settled(page);
     found.light = await colours(page);
@@ -95,12 +117,15 @@ async function look(browser, file) {
     await page.emulateMedia({media: null});
     await page.pdf();
     found.closedInPrint = await page.evaluate(() => window.closedInPrint);
+    found.wide = await labels(page);
     await page.setViewportSize({width: 400, height: 800});
     await settled(page);
+    found.narrowed = await labels(page);
+    found.phone = await onPhone(browser, url);
   } else {
     await page.setViewportSize({width: 400, height: 800});
   }
-  found.overflow = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+  found.overflow = await overflow(page);
   await context.close();
   return found;
 }

@@ -5,6 +5,7 @@ missing, the tests that need it are skipped and say so; tests/run installs both.
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import re
@@ -20,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "experiments"))
 
-from matrix import page, pictures, spec, store  # noqa: E402
+from matrix import charts, crashes, figures, findings, page, pictures, points, rows, spec, store, topics  # noqa: E402
 
 INSPECT = str(ROOT / "experiments" / "inspect")
 QUICK = ROOT / "experiments" / "reference" / "quick"
@@ -28,7 +29,9 @@ CHROMIUM = shutil.which("chromium") or ""
 BOUND_S = 90  # for whatever a test waits for; reached only when it fails
 HOSTILE = "</script x><img src=x onerror=alert(1)>'\"{{data}} <b>&amp;"
 REPETITIONS = 6
-STEPS = {"whole": 200.0, "- HMAC": 150.0, "- lock": 149.9}  # CPU per connection, us
+ONE_FAILED = (HOSTILE, "crr", 2)
+STEPS = {"whole": 200.0, "- HMAC": 150.0, "- lock": 149.9, "- ticket": 144.0}  # CPU per connection, us
+DRIFT = (0.9, 1.1, 0.95, 1.05, 1.0, 1.0)  # of the steps' CPU from repetition to repetition, in all alike
 
 
 def way(name: str, *server: str, **more: str) -> dict[str, Any]:
@@ -41,6 +44,7 @@ def load(name: str, connections: int, *client: str, **more: Any) -> dict[str, An
             "client": ["--connections", str(connections), *client], "not_ways": ["anatomy"], **more}
 
 
+LISTENERS = ["inherited-listener:wait=exclusive", "inherited-listener:wait=mutex"]
 POOL = ("pool", "--ipc", "scm-seqpacket", "--workers", "2")
 WAYS = [
     way("epoll", "epoll"),
@@ -48,11 +52,14 @@ WAYS = [
     way("scm-seqpacket", *POOL),
     way(HOSTILE, "pool", "--ipc", "reuseport", "--workers", "4", "--loop", "uring"),
     *(way(name, *POOL, group="anatomy") for name in STEPS),
+    *(way(name, "pool", "--ipc", name) for name in LISTENERS),
+    {"name": "Node", "server": [], "kind": "peers", "needs": ""},
 ]
+ONLY_CRR = ["anatomy", "inherited-listener*", "peers"]
 LOADS = [
     load("crr", 64, not_ways=[]),
-    load("crr-256", 256),
-    load("kill", 64, "--rate", "2000", ways=["methods"], kill_every_s=0.4),
+    load("crr-256", 256, not_ways=ONLY_CRR),
+    load("kill", 64, "--rate", "2000", ways=["methods"], not_ways=ONLY_CRR, kill_every_s=0.4),
 ]
 # Connections per second and the server's CPU per connection, acceptor and workers, us.
 FIGURES = {
@@ -60,17 +67,29 @@ FIGURES = {
     "poll": (49_990, 0, 20.01),
     "scm-seqpacket": (30_000, 12, 18),
     HOSTILE: (40_000, 0, 24),
+    **{name: (20_000, 0, 30) for name in LISTENERS},
+    "Node": (10_000, 10, 40),
     **{name: (20_000, used / 2, used / 2) for name, used in STEPS.items()},
 }
 LATENCY = {"p50_us": 900, "p90_us": 2000, "p99_us": 5000, "p99_9_us": 8000, "max_us": 9000}
 
 
+def processes(repetition: int) -> list[dict[str, Any]]:
+    """Another worker has the most in every repetition."""
+    workers = [{"role": "worker", "received": 550, "accepted": 0, "user_us": 30, "system_us": 30},
+               {"role": "worker", "received": 450, "accepted": 0, "user_us": 20, "system_us": 20}]
+    acceptor = {"role": "acceptor", "received": 0, "accepted": 1000, "user_us": 500, "system_us": 500}
+    return [acceptor, *(workers if repetition % 2 else workers[::-1])]
+
+
 def cell(of: spec.Way, workload: spec.Workload, repetition: int) -> dict[str, Any]:
     noise = random.Random(f"{of.name}/{workload.name}/{repetition}").uniform(0.99, 1.01)
     rate, acceptor, worker = (value * noise for value in FIGURES[of.name])
+    if of.group:
+        acceptor, worker = (value * DRIFT[repetition - 1] for value in (acceptor, worker))
     killed = bool(workload.kill_every_s)
     lost = 4 if killed and of.name == HOSTILE else 0
-    failed = (of.name, workload.name) == ("poll", "crr-256")
+    failed = (of.name, workload.name) == ("poll", "crr-256") or (of.name, workload.name, repetition) == ONE_FAILED
     return {
         "schema": store.CELL_SCHEMA,
         "way": of.name,
@@ -80,7 +99,7 @@ def cell(of: spec.Way, workload: spec.Workload, repetition: int) -> dict[str, An
         "reason": f"fell over: {HOSTILE}" if failed else "",
         "server_options": of.server,
         "client_options": workload.client,
-        "netstat": {},
+        "netstat": {"ListenOverflows": 3 * (of.name == HOSTILE)},
         "host_cpu": 0.9,
         "crashes": {"kills": [{"at_s": 0.4, "pid": 1, "worker": 0}] * 5, "hung": lost} if killed else None,
         "client": {
@@ -88,22 +107,22 @@ def cell(of: spec.Way, workload: spec.Workload, repetition: int) -> dict[str, An
             "outcomes": {"echoed": 1000 - lost, "reset": lost},
             "latency": {name: value * noise for name, value in LATENCY.items()},
             "connections_per_s": rate,
-            "client": {"limited": False},
+            "client": {"limited": of.name == HOSTILE},
         },
         "server": {
             "totals": {"accepted": 1000, "acceptor_cpu_us": 1000 * acceptor, "worker_cpu_us": 1000 * worker,
                        "redelivered": lost, "voluntary_switches": 500, "involuntary_switches": 5},
             "balance": {"connections": {"largest_to_mean": 1.1}, "cpu": {"largest_to_mean": 1.2}},
-            "books": {},
+            "processes": processes(repetition) if "--ipc" in of.server else [],
+            "books": {"lost": 2} if killed else {},
         },
     }
 
 
-def make_run(folder: Path) -> Path:
-    """A run with every kind of row that the page knows, and text that means harm wherever a run has text."""
+def run_of(ways: list[dict[str, Any]], loads: list[dict[str, Any]]) -> store.Run:
     meta = json.loads((QUICK / "run.json").read_text())
     meta["matrix"] = {"name": "synthetic", "summary": HOSTILE, "baseline": "epoll", "repetitions": REPETITIONS,
-                      "ways": WAYS, "workloads": LOADS}
+                      "ways": ways, "workloads": loads}
     meta["host"]["cpu_model"] = HOSTILE
     matrix = spec.Matrix.from_json(meta["matrix"])
     cells = [
@@ -113,9 +132,15 @@ def make_run(folder: Path) -> Path:
         for of in matrix.ways
         if workload.takes(of)
     ]
+    return store.Run(Path("nowhere"), meta, cells)
+
+
+def make_run(folder: Path) -> Path:
+    """A run with every kind of row that the page knows, and text that means harm wherever a run has text."""
+    run = run_of(WAYS, LOADS)
     folder.mkdir()
-    (folder / "run.json").write_text(json.dumps(meta))
-    (folder / "cells.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in cells))
+    (folder / "run.json").write_text(json.dumps(run.meta))
+    (folder / "cells.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in run.cells))
     return folder
 
 
@@ -185,7 +210,11 @@ class WithoutNode(Case):
     def test_text_of_a_run_is_text(self) -> None:
         self.assertTrue(self.rows_of(HOSTILE))
         self.assertNotIn("img", self.tables.started)
-        self.assertTrue(any(f"failed: fell over: {HOSTILE}" in row for row in self.rows_of("poll")))
+        # Throughput, CPU, latency and scaling.
+        self.assertEqual(sum(f"failed: fell over: {HOSTILE}" in row for row in self.rows_of("poll")), 4)
+        said = (f"1 of 6 repetitions have no figure: fell over: {HOSTILE}; 18 queue overflows; "
+                "the client may be the limit")
+        self.assertTrue(any(said in row for row in self.rows_of(HOSTILE)))
         data = re.search(r'<script type="application/json" id="data">(.*?)</script>', self.text, re.DOTALL)
         assert data
         self.assertNotIn("<", data[1])
@@ -196,22 +225,130 @@ class WithoutNode(Case):
         part = re.search(r'<div class="groups">(.*?)<p class="missing', self.text, re.DOTALL)
         assert part
         found = re.sub(r"<[^>]+>", " ", part[1])
-        self.assertRegex(found, r"Fastest +e?poll .*?95 %.*?No difference seen to e?poll\. 2 others are seen")
-        self.assertRegex(found, r"Fastest with workers +&lt;/script.*?All others are seen to be slower")
+        self.assertRegex(found, r"Fastest +e?poll .*?95 %.*?No difference seen to e?poll\. 5 others are seen")
+        self.assertRegex(found, r"Fastest with workers +&lt;/script.*?All others are seen to be slower\. The "
+                                r"client may have been its limit\. Its faults: 18 queue overflows\.")
+        self.assertRegex(found, r"With 1 of the 7 ways the client may have been the limit.*?Peers are not among those")
         self.assertRegex(found, r"None seen lost +scm-seqpacket +in 30 kills in all: at most 0\.12 per kill each")
-        self.assertRegex(found, r"Lose connections +1 of 2 ways: +&lt;/script.* 0\.80 per kill \(95 %: 0\.51 to 1\.19\)")
-        self.assertRegex(found, r"Seen to lose more than these: &lt;/script")
+        self.assertRegex(found, r"Lose connections +1 of 2 ways: +&lt;/script.* 24 in 30 kills "
+                                r"\(95 %: 0\.51 to 1\.19 per kill\)")
+        self.assertRegex(found, r"Seen to lose more than all these: &lt;/script")
 
     def test_a_step_within_the_noise_is_marked(self) -> None:
         (hmac,), (lock,) = self.rows_of("- HMAC"), self.rows_of("- lock")
         self.assertRegex(hmac[5], r"^-(49|50|51)\.\d$")
         self.assertRegex(hmac[8], r"^-2[45]\.\d%$")
         self.assertRegex(lock[5], " ~$")
+        self.assertEqual(hmac[9:11], ["whole", "0.75"])
+        # The two rows' own intervals overlap; within the repetitions they differ.
+        (ticket,) = self.rows_of("- ticket")
+        ends = [[float(end) for end in row[2].split(" to ")] for row in (lock, ticket)]
+        self.assertGreater(ends[1][1], ends[0][0])
+        self.assertRegex(ticket[5], r"^-\d\.\d$")
+
+    def test_where_workers_are_killed_other_faults_are_still_told(self) -> None:
+        (killed,) = [row for row in self.rows_of(HOSTILE) if row[1] == "30"]
+        self.assertEqual(killed[-1], "18 queue overflows; the client may be the limit")
+        self.assertEqual(killed[-2], "12")  # the books', which failed attempts stand beside
+
+    def test_workers_that_are_not_told_are_not_denied(self) -> None:
+        for name, says in (("Node", "unknown"), (LISTENERS[0], "default"), ("epoll", "no pool"), (HOSTILE, "4")):
+            self.assertEqual(self.rows_of(name)[0][7], says)
+
+    def test_each_workers_share_is_shown_also_of_a_recorded_copy(self) -> None:
+        copy = self.folder / "copy"
+        store.record_copy(store.load(self.made), copy)
+        text = gzip.decompress((copy / store.COPY).read_bytes()).decode()
+        self.assertNotIn('"processes"', text)
+        again = store.load(copy)
+        self.assertEqual([store._small(store._with_shares(one)) for one in again.cells], again.cells)
+        for found in (self.tables, Tables(page.html(again, page.Libraries(missing="nothing")))):
+            balance = [row for row in found.rows if row[0] == "scm-seqpacket" and row[4:6] == ["55% 45%", "60% 40%"]]
+            self.assertEqual(len(balance), 2)  # of crr and of crr-256
 
     def test_what_a_run_lacks_is_one_line(self) -> None:
         text = page.html(store.load(QUICK), page.Libraries(missing="nothing"))
         for topic in ("scaling", "anatomy"):
             self.assertRegex(text, rf'<section id="{topic}"><h2>[^<]+</h2><p class="absent">Not in this run: [^<]+</p>')
+
+
+class Judgement(unittest.TestCase):
+    """What the page says of data made for it."""
+
+    def section(self, name: str, *lost: int) -> rows.Section:
+        """Ways that lost so many attempts in 50 kills each."""
+        load = spec.Workload(name, "crr", "", (), 9, 1, kill_every_s=0.4)
+        ways = []
+        for index, count in enumerate(lost):
+            low, high = crashes.poisson_interval(count)
+            ways.append(rows.Row(name, f"way {index}", kills=50, kill_failed={"reset": count},
+                                 lost_per_kill=count / 50, lost_per_kill_interval=(low / 50, high / 50)))
+        return rows.Section(load, figures.figure_of(load), ways, "way 0", {})
+
+    def kills(self, *lost: int) -> dict[str, str]:
+        (group,) = findings.groups([self.section("kill", *lost)])
+        return {one.question: f"{one.answer} {one.detail}" for one in group.findings}
+
+    def test_of_few_losses_no_way_is_said_to_lose_more(self) -> None:
+        said = self.kills(0, 3, 0, 1)
+        self.assertEqual(list(said), ["Lose connections"])
+        losses = r"Lost: way 1 3 in 50 kills; way 3 1 in 50 kills\. None seen lost in 100 kills: way 0; way 2\."
+        self.assertRegex(said["Lose connections"], f"^No difference seen between the 4 ways: .*{losses}")
+        self.assertIn("in 200 kills in all: at most 0.074 per kill", self.kills(0, 0, 0, 0)["None seen lost"])
+
+    def test_each_load_with_kills_is_judged_by_itself(self) -> None:
+        light, busy = findings.groups([self.section("kill", 0, 1), self.section("busy", 0, 50)])
+        self.assertTrue(light.title.endswith("killed, kill: ") and busy.title.endswith("killed, busy: "))
+        self.assertTrue(light.findings[0].answer.startswith("No difference seen between the 2 ways"))
+        self.assertEqual(busy.findings[0].answer, "1 of 2 ways:")
+
+    def test_many_losses_are_told_from_none(self) -> None:
+        said = self.kills(0, *range(20, 29))
+        self.assertRegex(said["Lose connections"], r"^9 of 10 ways: way 9 28 in 50 kills .* and 3 more\.$")
+        self.assertIn("Seen to lose more than all these: way 9; ", said["None seen lost"])
+
+    def test_a_small_number_is_not_nothing(self) -> None:
+        texts = [points.number(value) for value in (0.0, 0.0123, 0.000456, 0.0996, 0.5, 1.0, 12.3, 1234.5)]
+        self.assertEqual(texts, ["0.00", "0.012", "0.00046", "0.10", "0.50", "1.00", "12.3", "1,234"])
+
+    def test_the_first_is_so_within_repetitions_and_not_by_medians(self) -> None:
+        run = run_of(WAYS[:3], LOADS[:1])
+        # poll has figures of the fast half alone, in which epoll is faster still.
+        for one in run.cells:
+            fast, noise = one["repetition"] > 3, one["client"]["connections_per_s"] / FIGURES[one["way"]][0]
+            if one["way"] == "poll" and not fast:
+                one.update(status="failed", reason="fell over", client=None, server=None)
+            else:
+                base = {"epoll": 60_000, "poll": 50_000, "scm-seqpacket": 20_000}[one["way"]]
+                one["client"]["connections_per_s"] = base * (2 if fast else 1) * noise
+        (section,) = rows.sections(run)
+        medians = {row.way: row.median for row in section.rows}
+        self.assertGreater(medians["poll"], medians["epoll"])
+        first = findings.groups([section])[0].findings[0]
+        self.assertEqual((first.question, first.answer), ("Fastest", "epoll"))
+        self.assertIn("All others are seen to be slower.", first.detail)
+
+    def test_without_the_baseline_the_page_says_so(self) -> None:
+        text = page.html(run_of(WAYS[1:3], LOADS[:1]), page.Libraries(missing="nothing"))
+        self.assertEqual(text.count("epoll is not measured under this load: there are no ratios."), 2)
+        self.assertNotRegex(text, "compares with epoll|repetitions: no difference can be told")
+
+    def test_latency_is_captioned_by_the_loop(self) -> None:
+        loads = [load("crr", 64), load("rate", 64, "--rate", "4000")]
+        closed, opened = charts.latency(rows.sections(run_of(WAYS[:2], loads)))
+        self.assertRegex(closed.caption, "^A closed loop")
+        self.assertIn("from when a start was intended", opened.caption)
+
+    def test_each_chart_has_a_name_and_a_line_one_load(self) -> None:
+        loads = [load(name, connections, "--payload", payload) for name, connections, payload in
+                 (("a|b", 64, "20"), ("a-b", 256, "20"), ("big", 64, "9000"), ("big-256", 256, "9000"))]
+        loads[1]["client"] += ["--duration", "3"]
+        drawn = topics.drawn(rows.sections(run_of(WAYS[:1], loads)))
+        found = [chart for of_topic in drawn.values() for chart in of_topic]
+        self.assertEqual(len(found), len({chart.name for chart in found}))
+        lines = {chart.name: [row["workload"] for row in chart.rows] for chart in found if "scaling" in chart.name}
+        self.assertEqual(lines, {"scaling-crr-payload-20-no-pool": ["a|b", "a-b"],
+                                 "scaling-crr-payload-9000-no-pool": ["big", "big-256"]})
 
 
 @unittest.skipIf(pictures.missing(), f"{pictures.missing()}: experiments/setup --no-build installs it")
@@ -283,10 +420,10 @@ class Browser(Case):
     def test_every_row_with_a_figure_is_a_point(self) -> None:
         quick, made = (self.seen[name]["all"]["figures"] for name in ("quick", "made"))
         self.assertEqual(quick["throughput-crr"]["points"], len(quick["throughput-crr"]["ways"]))
-        self.assertEqual(made["throughput-crr"]["points"], 4)
+        self.assertEqual(made["throughput-crr"]["points"], 7)
         with_failed = made["throughput-crr-256"]
         self.assertEqual((with_failed["points"], len(with_failed["ways"])), (3, 4))
-        self.assertEqual(made["latency-crr"]["points"], 4 * 5)
+        self.assertEqual(made["latency-crr"]["points"], 7 * 5)
         self.assertEqual(made["crashes-kill"]["points"], 2)
         self.assertTrue(any(name.startswith("scaling-crr") for name in made), list(made))
 
@@ -338,6 +475,20 @@ class Browser(Case):
                 self.assertGreater(found["closedOnScreen"], 0)
                 self.assertEqual((found["closedAsIfPrinted"], found["closedInPrint"]), (0, 0))
         self.assertEqual(self.seen["bare"]["overflow"], 0)
+
+    def test_on_a_phone_no_two_ways_read_alike(self) -> None:
+        for name in ("quick", "made"):
+            phone = self.seen[name]["phone"]
+            self.assertEqual(phone["overflow"], 0)
+            for texts in (*phone["labels"], *self.seen[name]["wide"]):
+                self.assertEqual(len(texts), len(set(texts)), texts)
+            self.assertEqual(self.seen[name]["narrowed"], phone["labels"])
+        listeners = {text for texts in self.seen["made"]["phone"]["labels"] for text in texts if "inheri" in text}
+        self.assertEqual(len(listeners), 2)
+
+    def test_a_printed_view_says_what_is_left_out(self) -> None:
+        for name in ("quick", "made"):
+            self.assertRegex(self.seen[name]["printed"], r"^\d+ of \d+ rows; Way, strategy or method: POLL$")
 
     def test_without_vega_the_tables_are_seen(self) -> None:
         bare = self.seen["bare"]

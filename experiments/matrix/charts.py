@@ -7,12 +7,12 @@ is only ever a point's value, never a part of a specification: there it could be
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
-from matrix.points import (ANATOMY, NOTE, VERDICTS, WAY, Column, Point, bounds, figure, has_rate, is_killed, point,
-                           text, under_load, unit_of, whole)
+from matrix.points import (ANATOMY, NO_POOL, NOTE, VERDICTS, WAY, Column, Point, bounds, figure, has_rate, is_killed,
+                           point, text, under_load, unit_of, whole, workers_text)
 from matrix.rows import Row, Section
 
 Spec = dict[str, Any]
@@ -27,8 +27,13 @@ SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"
 LOG = {"type": "log", "nice": False, "padding": 12}
 POINT = {"type": "point", "filled": True, "size": 70, "opacity": 1}
 PARTS = {"acceptor_cpu": "acceptor", "worker_cpu": "workers", "cpu": "both"}
+OF_EACH_POINT = ("--connections", "--sources", "--duration", "--idle", "--timeout")
+UNSURE = {"none": " ~", "unknown": " ?"}
 SHARES = ["acceptor_cpu", "worker_cpu"]
 PERCENTILES = {"p50": "p50", "p90": "p90", "p99": "p99", "p99_9": "p99.9", "max": "max"}
+OPEN_LOOP = "Left is better. At a given rate latency counts from when a start was intended: waiting is in it."
+CLOSED_LOOP = ("A closed loop: who is served starts anew at once, so latency is mostly the number at once divided by "
+               "the rate, and ranks ways as throughput does. It counts from when a start was made.")
 BALANCES = {"connection_balance": "connections", "cpu_balance": "CPU"}
 
 
@@ -63,7 +68,8 @@ def config(ink: str, background: str | None = None) -> Spec:
         "axis": axis,
         "axisX": {"labelOverlap": "greedy", "tickCount": {"signal": "ceil(width / 100)"}},
         "scale": {"bandPaddingInner": 0.25},
-        "axisY": {"labelLimit": 260},
+        # Cut in the middle: what tells the variants of a method apart stands at the end of their names.
+        "axisY": {"labelLimit": 280, "labelExpr": "truncate(datum.label, 40, 'center')"},
         "legend": {"orient": "top", "labelColor": ink, "labelFontSize": 12, "labelLimit": 260},
         "text": {"color": ink},
     }
@@ -116,6 +122,9 @@ def throughput(sections: list[Section]) -> Iterator[Chart]:
         rows, unit, lower = under_load(section), unit_of(section), section.figure.lower_is_better
         if not rows:
             continue
+        compared = (f"the mark says how the way compares with {section.baseline} within the same repetitions."
+                    if section.has_baseline else
+                    f"{section.baseline} is not measured under this load: there are no ratios.")
         spec = spec_of(
             encoding={"y": way_axis("median", "ascending" if lower else "descending")},
             layer=[
@@ -128,8 +137,7 @@ def throughput(sections: list[Section]) -> Iterator[Chart]:
         yield Chart(
             file_name("throughput", section.workload.name),
             f"{section.workload.name}: {section.workload.summary}",
-            f"{'Shorter' if lower else 'Longer'} is better. The line at a bar's end is its 95 % interval; the mark "
-            f"says how the way compares with {section.baseline} within the same repetitions.",
+            f"{'Shorter' if lower else 'Longer'} is better. The line at a bar's end is its 95 % interval; {compared}",
             spec,
             ("median", "low", "high", "verdict"),
             _sorted(rows, lambda row: row.median, 1 if lower else -1),
@@ -141,8 +149,8 @@ def throughput(sections: list[Section]) -> Iterator[Chart]:
 
 def cpu(sections: list[Section]) -> Iterator[Chart]:
     for section in sections:
-        rows = [row for row in under_load(section) if row.cpu_us is not None]
-        if not rows:
+        rows = under_load(section)
+        if all(row.cpu_us is None for row in rows):
             continue
         unit = f"server CPU, us per {section.figure.per}"
         spec = spec_of(
@@ -164,7 +172,7 @@ def cpu(sections: list[Section]) -> Iterator[Chart]:
             (WAY, figure("both, us", "cpu"), bounds("cpu_"), figure("acceptor, us", "acceptor_cpu"),
              figure("workers, us", "worker_cpu"), figure("ratio", "cpu_ratio"), bounds("cpu_ratio_"),
              text("verdict", "cpu_verdict"), figure("voluntary switches", "voluntary"),
-             figure("involuntary switches", "involuntary")),
+             figure("involuntary switches", "involuntary"), NOTE),
         )
 
 
@@ -180,16 +188,17 @@ def latency(sections: list[Section]) -> Iterator[Chart]:
         ],
     )
     for section in sections:
-        rows = [row for row in under_load(section) if row.latency_p50_us is not None]
-        if rows:
+        rows = under_load(section)
+        if any(row.latency_p50_us is not None for row in rows):
             yield Chart(
                 file_name("latency", section.workload.name),
                 f"{section.workload.name}: latency",
-                "Left is faster; the scale is logarithmic. Each mark is a percentile's median over the repetitions.",
+                f"{OPEN_LOOP if has_rate(section) else CLOSED_LOOP} The scale is logarithmic; each mark is a "
+                "percentile's median over the repetitions.",
                 spec,
                 tuple(PERCENTILES),
                 _sorted(rows, lambda row: row.latency_p50_us),
-                (WAY, *(figure(f"{name}, us", key) for key, name in PERCENTILES.items())),
+                (WAY, *(figure(f"{name}, us", key) for key, name in PERCENTILES.items()), NOTE),
             )
 
 
@@ -201,22 +210,31 @@ def balance(sections: list[Section]) -> Iterator[Chart]:
                   "y": way_axis("connection_balance"), **series_of("what", BALANCES)},
     )
     for section in sections:
-        rows = [row for row in under_load(section) if row.connections_largest_to_mean is not None]
-        if rows:
+        rows = [row for row in under_load(section) if row.method or row.connections_largest_to_mean is not None]
+        if any(row.connections_largest_to_mean is not None for row in rows):
             yield Chart(
                 file_name("balance", section.workload.name),
                 f"{section.workload.name}: balance over the workers",
-                "1 is even; where one worker has all, it is the number of workers. Medians over the repetitions.",
+                "1 is even; where one worker has all, it is the number of workers. Medians over the repetitions; of "
+                "the shares, that of the largest in each, of the next one, and so on.",
                 spec,
                 tuple(BALANCES),
                 _sorted(rows, lambda row: row.connections_largest_to_mean),
                 (WAY, text("workers", "workers"), figure("connections, largest to mean", "connection_balance"),
-                 figure("CPU, largest to mean", "cpu_balance")),
+                 figure("CPU, largest to mean", "cpu_balance"), text("connections of each worker", "connection_shares"),
+                 text("CPU of each worker", "cpu_shares"), NOTE),
             )
 
 
 def anatomy(sections: list[Section]) -> Iterator[Chart]:
-    unit = "server CPU, us per connection"
+    for section in sections:
+        rows = [row for row in section.rows if row.group == ANATOMY]
+        if any(row.cpu_us is not None for row in rows):
+            yield _anatomy(section, rows)
+
+
+def _anatomy(section: Section, rows: list[Row]) -> Chart:
+    unit = f"server CPU, us per {section.figure.per}"
     spec = spec_of(
         transform=[{"fold": SHARES, "as": ["part", "us"]}],
         encoding={"y": way_axis("order")},
@@ -226,83 +244,113 @@ def anatomy(sections: list[Section]) -> Iterator[Chart]:
                           "color": series_of("part", {key: PARTS[key] for key in SHARES})["color"]}},
             # Of the two points that a row became here, one has its text.
             {"mark": {"type": "text", "align": "left", "dx": 6},
-             "encoding": {"x": quantity("cpu", unit),
+             "encoding": {"x": quantity("end", unit),
                           "text": {"condition": {"test": "datum.part === 'worker_cpu'",
                                                  "field": "change"}, "value": ""}}},
         ],
     )
-    for section in sections:
-        rows = [row for row in section.rows if row.group == ANATOMY]
-        if any(row.cpu_us is not None for row in rows):
-            yield Chart(
-                file_name("anatomy", section.workload.name),
-                f"{section.workload.name}: one step less in each row",
-                "The left part of a bar is the acceptor's, the right part the workers'. Beside it stands what the step "
-                "changes, in us; ~ where the intervals of the two rows overlap: this run does not tell such a step "
-                "from noise.",
-                spec,
-                ("cpu", "acceptor_cpu", "worker_cpu", "order", "change"),
-                tuple(_steps(rows)),
-                (WAY, figure("CPU, us", "cpu"), bounds("cpu_"), figure("acceptor, us", "acceptor_cpu"),
-                 figure("workers, us", "worker_cpu"), text("step changes, us", "change", is_number=True),
-                 figure("of it acceptor", "acceptor_change"), figure("of it workers", "worker_change"),
-                 text("share of the whole", "share", is_number=True), figure(unit_of(section), "median"), NOTE),
-            )
+    return Chart(
+        file_name("anatomy", section.workload.name),
+        f"{section.workload.name}: one step less in each row",
+        "The left part of a bar is the acceptor's, the right part the workers'. Beside it stands what the step changes "
+        "against the row that the table names, in us; ~ where their ratio within the same repetitions shows no "
+        "difference, ? where it cannot tell. Where steps between were left out of a run (--only), they count "
+        "with the next.",
+        spec,
+        ("cpu", "acceptor_cpu", "worker_cpu", "end", "order", "change"),
+        tuple(_steps(section, rows)),
+        (WAY, figure("CPU, us", "cpu"), bounds("cpu_"), figure("acceptor, us", "acceptor_cpu"),
+         figure("workers, us", "worker_cpu"), text("step changes, us", "change", is_number=True),
+         figure("of it acceptor", "acceptor_change"), figure("of it workers", "worker_change"),
+         text("share of the whole", "share", is_number=True), text("against", "against"),
+         figure("ratio to that", "step_ratio"), bounds("step_"), figure(unit_of(section), "median"), NOTE),
+    )
 
 
-def _steps(rows: list[Row]) -> list[Point]:
+def _steps(section: Section, rows: list[Row]) -> list[Point]:
     """In the matrix's order, a way named "- ..." or "+ ..." is the one before it with a step less or more;
     what stands before the first of them is the whole that they take apart."""
     whole_at = max(0, next((index for index, row in enumerate(rows) if row.way[:1] in ("-", "+")), 0) - 1)
     points = [point(row) for row in rows]
     for index, here in enumerate(points):
-        here.update(order=index, change="", acceptor_change=None, worker_change=None, share="")
+        # Where the bar ends: medians of two parts add up to something else than that of both.
+        end = (here["acceptor_cpu"] or 0) + (here["worker_cpu"] or 0)
+        here.update(order=index, end=end, change="", acceptor_change=None, worker_change=None, share="", against="",
+                    step_ratio=None, step_low=None, step_high=None)
         before = points[index - 1]
         if index <= whole_at or None in (here["cpu"], before["cpu"], points[whole_at]["cpu"]):
             continue
         change = here["cpu"] - before["cpu"]
-        here["change"] = f"{change:+.1f}" + ("" if _apart(here, before) else " ~")
+        paired = replace(section, baseline=before["way"], known={}).measured(here["way"], "cpu")
+        assert paired
+        here["change"] = f"{change:+.1f}{UNSURE.get(paired.difference, '')}"
+        here["against"], here["step_ratio"] = before["way"], paired.ratio
+        here["step_low"], here["step_high"] = paired.ratio_interval or (None, None)
         here["acceptor_change"] = here["acceptor_cpu"] - before["acceptor_cpu"]
         here["worker_change"] = here["worker_cpu"] - before["worker_cpu"]
         here["share"] = f"{change / points[whole_at]['cpu']:+.1%}"
     return points
 
 
-def _apart(one: Point, other: Point) -> bool:
-    """Stricter than the interval of a difference: what does not overlap differs."""
-    ends = (one["cpu_low"], one["cpu_high"], other["cpu_low"], other["cpu_high"])
-    return None not in ends and (one["cpu_high"] < other["cpu_low"] or other["cpu_high"] < one["cpu_low"])
+@dataclass(frozen=True)
+class Load:
+    """What points on one line must have in common."""
+
+    kind: str
+    unit: str
+    lower_is_better: bool
+    options: frozenset[str]  # of the client, and what is held to which cores
+
+
+def _load(section: Section) -> Load:
+    """Without what only says how long it goes on, or goes with the number of connections."""
+    client = section.workload.client
+    given = {f"{name[2:]} {value}" for name, value in zip(client, client[1:])
+             if name.startswith("--") and name not in OF_EACH_POINT}
+    pins = {f"{who} on {', '.join(map(str, cores))}" for who, cores in section.workload.pin.items()}
+    return Load(section.workload.kind, unit_of(section), section.figure.lower_is_better, frozenset(given | pins))
+
+
+def _name(load: Load, loads: Iterable[Load]) -> str:
+    """With what tells it from the others of its kind."""
+    same = [other for other in loads if other.kind == load.kind]
+    units = [load.unit] * (len({other.unit for other in same}) > 1)
+    own = load.options.difference(frozenset.intersection(*(other.options for other in same)))
+    return ", ".join([load.kind, *units, *sorted(own)])
 
 
 def scaling(sections: list[Section]) -> Iterator[Chart]:
-    """The ways that were measured with several numbers of connections, a chart for each kind of load and
-    number of workers: more lines in one nobody can tell apart."""
-    found: dict[tuple[str, str, bool], dict[str, list[Row]]] = {}
+    """The ways that were measured with several numbers of connections, a chart for each load and number of
+    workers: more lines in one nobody can tell apart."""
+    found: dict[Load, dict[str, list[Row]]] = {}
     for section in sections:
-        key = (section.workload.kind, unit_of(section), section.figure.lower_is_better)
         for row in under_load(section):
             if row.connections is not None and not has_rate(section):
-                found.setdefault(key, {}).setdefault(row.way, []).append(row)
-    for (kind, unit, lower), ways in found.items():
+                found.setdefault(_load(section), {}).setdefault(row.way, []).append(row)
+    several = {load: lines for load, ways in found.items()
+               if (lines := [rows for rows in ways.values() if len({row.connections for row in rows}) > 1])}
+    for load, lines in several.items():
         by_workers: dict[str, list[Row]] = {}
-        for rows in ways.values():
-            if len({row.connections for row in rows}) > 1:
-                by_workers.setdefault(_workers(rows), []).extend(rows)
+        for rows in lines:
+            by_workers.setdefault(_workers(rows), []).extend(rows)
         for workers, rows in by_workers.items():
-            yield _scaling(kind, unit, lower, workers, rows)
+            yield _scaling(_name(load, several), load, workers, rows)
 
 
 def _workers(rows: list[Row]) -> str:
     """Of one way; where many connections ask for more of them, the range."""
     known = sorted({row.workers for row in rows if row.workers is not None})
     if not known:
-        return "no pool"
+        said = workers_text(rows[0])
+        return said if said == NO_POOL else f"{said} workers"
     if len(known) > 1:
         return f"{known[0]} to {known[-1]} workers"
     return f"{known[0]} worker{'s' * (known[0] > 1)}"
 
 
-def _scaling(kind: str, unit: str, lower: bool, workers: str, rows: list[Row]) -> Chart:
+def _scaling(name: str, load: Load, workers: str, rows: list[Row]) -> Chart:
+    unit = load.unit
+
     def series(values: list[str], legend: Spec | None) -> Spec:
         return {"field": "way", "type": "nominal", "title": None, "scale": {"range": values}, "legend": legend}
 
@@ -320,9 +368,10 @@ def _scaling(kind: str, unit: str, lower: bool, workers: str, rows: list[Row]) -
         ],
     )
     return Chart(
-        file_name("scaling", kind, workers),
-        f"{kind}, {workers}: {unit} by connections",
-        f"{'Lower' if lower else 'Higher'} is better; both scales are logarithmic. Upright lines are 95 % intervals.",
+        file_name("scaling", name, workers),
+        f"{name}, {workers}: {unit} by connections",
+        f"{'Lower' if load.lower_is_better else 'Higher'} is better; both scales are logarithmic. Upright lines are "
+        "95 % intervals.",
         spec,
         ("median", "low", "high", "at_once"),
         tuple(map(point, sorted(rows, key=lambda row: (row.way, row.connections or 0)))),

@@ -34,7 +34,7 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
 def _flat(value: object) -> object:
     if isinstance(value, dict):
         return ";".join(f"{name}={count}" for name, count in value.items())
-    return "{:g};{:g}".format(*value) if isinstance(value, tuple) else value
+    return ";".join(f"{one:g}" for one in value) if isinstance(value, (list, tuple)) else value
 
 
 def _indent_by_place(match: re.Match[str]) -> str:

@@ -89,6 +89,19 @@ def _latency(key: str) -> Callable[[Cell, Figure], float | None]:
     return value
 
 
+def per_worker(server: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Connections and CPU of each worker, as the report's processes have them or a recorded copy keeps them."""
+    if kept := (server.get("balance") or {}).get("per_worker"):
+        return kept
+    workers = [one for one in server.get("processes", []) if one["role"] == "worker"]
+    if not workers:
+        return {}
+    return {
+        "connections": [one["received"] + one["accepted"] for one in workers],
+        "cpu_us": [one["user_us"] + one["system_us"] for one in workers],
+    }
+
+
 @dataclass(frozen=True)
 class Metric:
     """A figure that can be asked for by name; `per_unit` where it is by connection or request."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from matrix.points import between, has_rate, is_killed, number, under_load, unit_of
-from matrix.rows import Row, Section
+from matrix import table
+from matrix.points import NO_POOL, UNKNOWN, between, has_rate, is_killed, number, under_load, unit_of, workers_text
+from matrix.rows import Row, Section, faults_text
+from matrix.view import ranked
 
+KILLED = "When a worker is killed"
 NAMED = 6  # of a list of ways; the rest are a number
+WORDS = {"rate": ("slower", "faster"), "cpu": ("dearer", "cheaper")}
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,9 @@ class Group:
 
 def groups(sections: list[Section]) -> list[Group]:
     loads = [_of_load(section) for section in _compared(sections)]
-    return [*loads, _of_kills(sections)]
+    kills = [group for section in sections if is_killed(section) and (group := _of_kills(section))]
+    absent = Group(KILLED, (), "Not measured in this run; experiments/run_matrix faults measures it.")
+    return [*loads, *(kills or [absent])]
 
 
 def _compared(sections: list[Section]) -> list[Section]:
@@ -46,7 +52,7 @@ def _measured(section: Section) -> list[Row]:
 
 def _of_load(section: Section) -> Group:
     rows = _measured(section)
-    pools = [row for row in rows if row.method]
+    pools = [row for row in rows if workers_text(row) not in (NO_POOL, UNKNOWN)]
     lower, unit = section.figure.lower_is_better, unit_of(section)
     cpu_unit = f"us of the server's CPU per {section.figure.per}"
     findings = [
@@ -58,13 +64,16 @@ def _of_load(section: Section) -> Group:
             _best(section, "Best with workers" if lower else "Fastest with workers", pools, "rate", lower, unit),
             _best(section, "Cheapest in CPU with workers", pools, "cpu", True, cpu_unit),
         ]
-    limits = {" in the figure": section.unseen_below, " in CPU": section.cpu_unseen_below}
-    seen = ", ".join(f"{limit:.0%}{what}" for what, limit in limits.items() if limit is not None)
-    remark = "Too few repetitions: no difference to the baseline can be told from noise."
-    if seen:
-        remark = f"Of true differences to {section.baseline}, nine of ten are seen from about this size on: {seen}."
+    remarks = [table.seen([section])]
+    if all(entry.ratio for entry in ranked(section, "rate") if entry.measured):
+        remarks.append(f"First is who is so by the ratio to {section.baseline} within repetitions, not by medians.")
+    if limited := sum(row.client_limited for row in rows):
+        remarks.append(f"With {limited} of the {len(rows)} ways the client may have been the limit: they may be faster "
+                       "than it could show.")
+    if len(pools) < len(rows) and any(workers_text(row) == UNKNOWN for row in rows):
+        remarks.append("Peers are not among those with workers: how many they have is not known here.")
     title = f"{section.workload.name}: {section.workload.summary}"
-    return Group(title, tuple(finding for finding in findings if finding), remark)
+    return Group(title, tuple(finding for finding in findings if finding), " ".join(remarks))
 
 
 def _value(row: Row, metric: str) -> float | None:
@@ -75,67 +84,92 @@ def _best(section: Section, question: str, rows: list[Row], metric: str, lower: 
     known = [row for row in rows if _value(row, metric) is not None]
     if not known:
         return None
-    first = sorted(known, key=lambda row: (_value(row, metric) or 0) * (1 if lower else -1))[0]
+    ways = [row.way for row in known]
+    first = next(entry.row for entry in ranked(section, metric) if entry.row.way in ways)
     interval = first.interval if metric == "rate" else first.cpu_interval
     name, _, unit = unit.rpartition(", ")
     figure = f"{name} {number(_value(first, metric))} {unit}".strip()
     if interval:
         figure += f" (95 %: {between(interval)})"
-    return Finding(question, first.way, f"{figure}. {_certainty(section, first, known, metric, lower)}")
+    parts = [f"{figure}.", _certainty(section, first, known, metric, lower)]
+    if first.client_limited:
+        parts.append("The client may have been its limit.")
+    if faults := faults_text(first):
+        parts.append(f"Its faults: {faults}.")
+    return Finding(question, first.way, " ".join(parts))
 
 
 def _certainty(section: Section, first: Row, rows: list[Row], metric: str, lower: bool) -> str:
     """How the others compare with the first, each paired within the repetitions."""
     against = replace(section, baseline=first.way, known={})
-    worse = "dearer" if metric == "cpu" else "worse" if lower else "slower"
-    found: dict[str, list[str]] = {"seen": [], "none": [], "unknown": []}
+    worse, better = WORDS[metric] if not lower or metric == "cpu" else ("worse", "better")
+    found: dict[str, list[str]] = {"worse": [], "better": [], "none": [], "unknown": []}
     for row in rows:
         if row.way != first.way:
             measured = against.measured(row.way, metric)
-            found[measured.difference if measured else "unknown"].append(row.way)
+            difference = measured.difference if measured else "unknown"
+            if measured and measured.ratio and difference == "seen":
+                difference = "worse" if (measured.ratio > 1) == lower else "better"
+            found[difference].append(row.way)
     if not any(found.values()):
         return "No other way to compare with."
     parts = []
+    if found["better"]:
+        parts.append(f"Paired with it alone, seen to be {better}: {_names(found['better'])}.")
     if found["none"]:
         parts.append(f"No difference seen to {_names(found['none'])}.")
     if found["unknown"]:
         parts.append(f"Cannot tell from {_names(found['unknown'])}: too few repetitions.")
-    if found["seen"]:
-        count = len(found["seen"])
+    if found["worse"]:
+        count = len(found["worse"])
         others = f"{count} other{'s are' if count > 1 else ' is'}" if parts else "All others are"
         parts.append(f"{others} seen to be {worse}.")
     return " ".join(parts)
 
 
 def _names(ways: list[str]) -> str:
-    named = ", ".join(ways[:NAMED])
+    named = "; ".join(ways[:NAMED])
     return named if len(ways) <= NAMED else f"{named} and {len(ways) - NAMED} more"
 
 
-def _of_kills(sections: list[Section]) -> Group:
-    title = "When a worker is killed"
-    rows = [row for section in sections if is_killed(section) for row in section.rows if row.lost_per_kill is not None]
+def _of_kills(section: Section) -> Group | None:
+    rows = [row for row in section.rows if row.lost_per_kill is not None]
     if not rows:
-        return Group(title, (), "Not measured in this run; experiments/run_matrix faults measures it.")
-    rows.sort(key=lambda row: row.lost_per_kill or 0)
+        return None
+    losing = sorted((row for row in rows if row.lost_per_kill), key=lambda row: -(row.lost_per_kill or 0))
     safe = [row for row in rows if not row.lost_per_kill]
-    losing = [row for row in rows if row.lost_per_kill]
-    findings = []
-    bound = max((row.lost_per_kill_interval[1] for row in safe if row.lost_per_kill_interval), default=0.0)
-    if losing:
-        listed = "; ".join(map(_loss, reversed(losing[-NAMED:])))
-        more = f"; and {len(losing) - NAMED} that lose less" if len(losing) > NAMED else ""
-        findings.append(Finding("Lose connections", f"{len(losing)} of {len(rows)} ways:", f"{listed}{more}."))
-    if safe:
-        kills = sum(row.kills or 0 for row in safe)
-        told = [row.way for row in losing if row.lost_per_kill_interval and row.lost_per_kill_interval[0] > bound]
-        versus = f" Seen to lose more than these: {_names(told) or 'none, after so few kills'}." if losing else ""
-        findings.append(Finding("None seen lost", ", ".join(row.way for row in safe),
-                                f"in {kills:,} kills in all: at most {number(bound)} per kill each (95 %).{versus}"))
+    bounds = [row.lost_per_kill_interval for row in rows if row.lost_per_kill_interval]
+    differ = max(low for low, _ in bounds) > min(high for _, high in bounds)
+    findings = _different(losing, safe) if differ or not losing or len(rows) == 1 else [_alike(losing, safe)]
     if hanging := [f"{row.way} ({row.hung:,})" for row in rows if row.hung]:
         findings.append(Finding("Keep clients waiting over 1 s", _names(hanging), "attempts in all."))
+    title = f"{KILLED}, {section.workload.name}: {section.workload.summary}"
     return Group(title, tuple(findings), "Lost is an attempt that did not end with its echo, whatever the outcome.")
 
 
+def _kills(rows: list[Row]) -> str:
+    return f"{sum(row.kills or 0 for row in rows):,} kills"
+
+
 def _loss(row: Row) -> str:
-    return f"{row.way} {number(row.lost_per_kill)} per kill (95 %: {between(row.lost_per_kill_interval)})"
+    return f"{row.way} {sum((row.kill_failed or {}).values()):,} in {_kills([row])}"
+
+
+def _alike(losing: list[Row], safe: list[Row]) -> Finding:
+    none = f" None seen lost in {_kills(safe)}: {_names([row.way for row in safe])}." if safe else ""
+    return Finding("Lose connections", f"No difference seen between the {len(losing) + len(safe)} ways:",
+                   f"all their 95 % intervals overlap. Lost: {_names(list(map(_loss, losing)))}.{none}")
+
+
+def _different(losing: list[Row], safe: list[Row]) -> list[Finding]:
+    findings = []
+    if losing:
+        listed = _names([f"{_loss(row)} (95 %: {between(row.lost_per_kill_interval)} per kill)" for row in losing])
+        findings.append(Finding("Lose connections", f"{len(losing)} of {len(losing) + len(safe)} ways:", f"{listed}."))
+    if safe:
+        bound = max((row.lost_per_kill_interval[1] for row in safe if row.lost_per_kill_interval), default=0.0)
+        told = [row.way for row in losing if row.lost_per_kill_interval and row.lost_per_kill_interval[0] > bound]
+        versus = f" Seen to lose more than all these: {_names(told) or 'none, after so few kills'}." if losing else ""
+        findings.append(Finding("None seen lost", "; ".join(row.way for row in safe),
+                                f"in {_kills(safe)} in all: at most {number(bound)} per kill each (95 %).{versus}"))
+    return findings

@@ -12,13 +12,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from matrix import charts, facts, findings, topics
+from matrix import charts, facts, findings, table, topics
 from matrix.charts import Chart
 from matrix.topics import Topic
 from matrix.findings import Group
 from matrix.points import Column, Point
 from matrix.rows import CLIENT_LIMIT, Section, sections
-from matrix.spec import Matrix
 from matrix.store import Run, StoreError
 
 FOLDER = facts.ROOT / "experiments" / "report"
@@ -96,7 +95,7 @@ def _facts(run: Run, all_sections: list[Section]) -> str:
     meta = run.meta
     built, host = meta["build"], meta["host"]
     mitigated = [f"{name}: {state}" for name, state in host["mitigations"].items() if state != "Not affected"]
-    flags = [*facts.flags(meta, run.cells), *_limits(all_sections), *_gaps(run), *run.remarks]
+    flags = [*facts.flags(meta, run.cells), *_limits(all_sections), *table.interruption(run), *run.remarks]
     entries = {
         "Host": facts.one_line(host),
         "Mitigations": "; ".join(mitigated) or "none",
@@ -122,14 +121,6 @@ def _limits(all_sections: list[Section]) -> list[str]:
             where = f"{count} of {len(section.rows)} rows"
             found.append(f"{section.workload.name}: the client may be the limit in {where} ({why})")
     return found
-
-
-def _gaps(run: Run) -> list[str]:
-    matrix = Matrix.from_json(run.meta["matrix"])
-    planned = sum(matrix.repetitions_of(load) for load in matrix.workloads for way in matrix.ways if load.takes(way))
-    if len(run.cells) >= planned:
-        return []
-    return [f"interrupted: {len(run.cells):,} of {planned:,} cells are recorded (go on: run_matrix --resume)"]
 
 
 def _group(group: Group) -> str:
@@ -163,10 +154,10 @@ def _topic(topic: Topic, of_topic: list[Chart]) -> str:
 
 def _figure(chart: Chart) -> str:
     title = escape(chart.title)
-    table = f'<div class="scroll" role="region" tabindex="0" aria-label="Table of {title}">{_table(chart)}</div>'
+    scroll = f'<div class="scroll" role="region" tabindex="0" aria-label="Table of {title}">{_table(chart)}</div>'
     return (
         f'<figure data-chart="{escape(chart.name)}"><figcaption><h3>{title}</h3><p>{escape(chart.caption)}</p>'
-        f'</figcaption><div class="plot"></div><details open><summary>Table</summary>{table}</details></figure>\n'
+        f'</figcaption><div class="plot"></div><details open><summary>Table</summary>{scroll}</details></figure>\n'
     )
 
 

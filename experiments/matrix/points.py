@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from matrix.rows import Row, Section, faults_text
+from matrix.rows import Row, Section, faults_text, reason_text
 
 Point = dict[str, Any]
 
+SHARES_SHOWN = 8  # workers
 ANATOMY = "anatomy"  # the group of ways that take one way apart
+NO_POOL, UNKNOWN, DEFAULT = "no pool", "unknown", "default"  # workers that are no number
 VERDICTS = {"base": "baseline", "seen": "difference seen", "none": "no difference seen", "unknown": "cannot tell"}
 
 
@@ -22,11 +24,14 @@ class Column:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits are more than the repetitions agree on."""
+    """Three significant digits are more than the repetitions agree on; of little there are two, and never
+    a zero that is none."""
     if value is None:
         return "–"
     if abs(value) >= 100:
         return f"{value:,.0f}"
+    if 0 < abs(value) < 0.1:
+        return f"{value:#.2g}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
@@ -39,6 +44,24 @@ def counts(found: dict[str, int] | None) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in (found or {}).items() if count)
 
 
+def workers_text(row: Row) -> str:
+    """A peer may have workers of its own, and a pool that is not told how many decides by the cores."""
+    if row.workers is not None:
+        return str(row.workers)
+    return {"pool": DEFAULT, "peer": UNKNOWN}.get(row.strategy, NO_POOL)
+
+
+def _shares(found: list[float]) -> str:
+    """The largest first; of many the first ones and the last."""
+    shown = [f"{share:.0%}" for share in found]
+    return " ".join(shown if len(shown) <= SHARES_SHOWN else [*shown[: SHARES_SHOWN - 1], "…", shown[-1]])
+
+
+def _faults(row: Row) -> str:
+    """Where workers are killed, failed attempts and what the books call lost are figures of their own."""
+    return faults_text(row if row.kills is None else replace(row, failed_attempts={}, lost=0))
+
+
 def point(row: Row) -> Point:
     """`low` and `high` of a figure are its 95 % interval."""
     here = {
@@ -47,13 +70,12 @@ def point(row: Row) -> Point:
         "strategy": row.strategy,
         "method": row.method,
         "loop": row.loop or "its own",
-        "workers": "no pool" if row.workers is None else str(row.workers),
-        "connections": "unknown" if row.connections is None else str(row.connections),
+        "workers": workers_text(row),
+        "connections": UNKNOWN if row.connections is None else str(row.connections),
         "at_once": row.connections,
-        "status": row.status,
-        "reason": " ".join(row.reason.split()),
+        "reason": reason_text(row),
         "repetitions": row.repetitions,
-        "faults": faults_text(row),
+        "faults": _faults(row),
         "limited": "the client may be the limit" if row.client_limited else "",
         "median": row.median,
         "ratio": row.ratio,
@@ -72,6 +94,8 @@ def point(row: Row) -> Point:
         "max": row.latency_max_us,
         "connection_balance": row.connections_largest_to_mean,
         "cpu_balance": row.cpu_largest_to_mean,
+        "connection_shares": _shares(row.connection_shares),
+        "cpu_shares": _shares(row.cpu_shares),
         "kills": row.kills,
         "attempts": row.kill_attempts,
         "failed": counts(row.kill_failed),
@@ -122,10 +146,8 @@ def text(head: str, key: str, is_number: bool = False) -> Column:
 
 
 def _note(here: Point) -> str:
-    """Why a row has no figure, and what to hold against one. Where workers are killed, faults are the figure."""
-    reason = f"{here['status']}: {here['reason']}" if here["reason"] else ""
-    faults = "" if here["kills"] else here["faults"]
-    return "; ".join(part for part in (reason, faults, here["limited"]) if part) or "–"
+    """Why a row has no figure, and what to hold against one."""
+    return "; ".join(here[key] for key in ("reason", "faults", "limited") if here[key]) or "–"
 
 
 WAY = text("way", "way")

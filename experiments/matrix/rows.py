@@ -73,6 +73,8 @@ class Row:
     latency_max_us: float | None = None
     connections_largest_to_mean: float | None = None  # over the workers
     cpu_largest_to_mean: float | None = None
+    connection_shares: list[float] = field(default_factory=list)  # of each worker, the largest first
+    cpu_shares: list[float] = field(default_factory=list)
     client_cpu_share: float | None = None
     client_limited: bool = False  # in a cell or more it says so itself
     host_cpu: float | None = None
@@ -112,6 +114,10 @@ class Section:
     unseen_below: float | None = None  # relative differences under this are often not seen
     cpu_unseen_below: float | None = None
     known: dict[tuple[str, str], Measured | None] = field(default_factory=dict)  # what measured() has given
+
+    @property
+    def has_baseline(self) -> bool:
+        return self.baseline in self.cells and self.measured(self.baseline, "rate") is not None
 
     def measured(self, way: str, metric: str) -> Measured | None:
         if (way, metric) not in self.known:
@@ -220,6 +226,8 @@ def _describe(row: Row, section: Section, cells: list[dict[str, Any]]) -> None:
 
     row.connections_largest_to_mean = middle([largest_to_mean(cell, "connections") for cell in cells])
     row.cpu_largest_to_mean = middle([largest_to_mean(cell, "cpu") for cell in cells])
+    row.connection_shares = _ranked_shares(cells, "connections")
+    row.cpu_shares = _ranked_shares(cells, "cpu_us")
     for name, metric in MEDIANS.items():
         setattr(row, name, middle([figures.METRICS[metric].value(cell, section.figure) for cell in cells]))
     row.client_cpu_share = middle([cell["client"].get("client", {}).get("cpu_share") for cell in cells])
@@ -227,6 +235,18 @@ def _describe(row: Row, section: Section, cells: list[dict[str, Any]]) -> None:
     row.host_cpu = middle([cell["host_cpu"] for cell in cells])
     if seen := [cell for cell in cells if cell.get("held")]:
         _describe_held(row, seen)
+
+
+def _ranked_shares(cells: list[dict[str, Any]], what: str) -> list[float]:
+    """Medians of the largest worker's share, of the next one's and so on. Not by worker: where chance gives one
+    the larger share, it is another one in the next repetition, and medians would be even."""
+    found = []
+    for cell in cells:
+        each = figures.per_worker(cell["server"]).get(what, [])
+        if sum(each):
+            found.append(sorted((one / sum(each) for one in each), reverse=True))
+    most = max(map(len, found), default=0)
+    return [stats.median(ranked) for ranked in zip(*(shares for shares in found if len(shares) == most))]
 
 
 def _describe_held(row: Row, cells: list[dict[str, Any]]) -> None:
@@ -271,6 +291,15 @@ def _count_faults(row: Row, cells: Any) -> None:
     row.failed_attempts, row.server_errors = dict(failed), dict(errors)
     of_server = row.lost + row.unbalanced_reports + row.worker_deaths + bool(row.degraded)
     row.faults = failed.total() + errors.total() + of_server + row.queue_overflows
+
+
+def reason_text(row: Row) -> str:
+    """Why a row has no figure, or not one of every repetition."""
+    if not row.reason:
+        return ""
+    missing = row.repetitions_without_value
+    what = f"{missing} of {missing + row.repetitions} repetitions have no figure" if row.repetitions else row.status
+    return f"{what}: {' '.join(row.reason.split())}"
 
 
 def faults_text(row: Row) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from matrix.facts import ROOT
+from matrix.figures import per_worker
 from matrix.spec import Matrix
 
 RUN_SCHEMA = "c10k-run/1"
@@ -189,7 +190,7 @@ class Recorder:
 
 def record_copy(run: Run, target: Path) -> None:
     """A small copy to commit. The same run gives the same bytes."""
-    lines = [json.dumps(_small(cell), separators=(",", ":")) for cell in run.cells]
+    lines = [json.dumps(_small(_with_shares(cell)), separators=(",", ":")) for cell in run.cells]
     try:
         target.mkdir(parents=True, exist_ok=True)
         draft = target / f"{COPY}.new"
@@ -199,6 +200,14 @@ def record_copy(run: Run, target: Path) -> None:
         (target / "cells.jsonl").unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(f"{target}: {error.strerror}") from None
+
+
+def _with_shares(cell: dict[str, Any]) -> dict[str, Any]:
+    """What each worker had, which is all that is read of a report's processes."""
+    server = cell.get("server") or {}
+    if not (found := per_worker(server)):
+        return cell
+    return {**cell, "server": {**server, "balance": {**(server.get("balance") or {}), "per_worker": found}}}
 
 
 def _small(value: Any) -> Any:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from matrix import facts, layout, spec
 from matrix.layout import Block, Entry, number, plus_minus, ratio_text
-from matrix.rows import CLIENT_LIMIT, INTERRUPTED, Row, Section, faults_text, sections
+from matrix.rows import CLIENT_LIMIT, INTERRUPTED, Row, Section, faults_text, reason_text, sections
 from matrix.store import Run
 
 WIDTH = layout.WIDTH
@@ -111,12 +111,8 @@ def _explained(all_sections: list[Section]) -> list[str]:
     for section in all_sections:
         for row in section.rows:
             parts = [faults_text(row)] if row.faults else []
-            if row.reason and row.repetitions:
-                missing = row.repetitions_without_value
-                of_all = f"{missing} of {missing + row.repetitions} repetitions"
-                parts.append(f"{of_all} have no figure: {row.reason}")
-            elif row.reason and row.reason != INTERRUPTED:
-                parts.append(f"{row.status}: {row.reason}")
+            if row.reason and row.reason != INTERRUPTED:
+                parts.append(reason_text(row))
             if parts:
                 said.setdefault((row.way, "; ".join(parts)), []).append(section.workload.name)
     ways: dict[tuple[str, str], list[str]] = {}
@@ -125,20 +121,27 @@ def _explained(all_sections: list[Section]) -> list[str]:
     return [f"{', '.join(names)} ({loads}): {text}" for (loads, text), names in ways.items()]
 
 
-def _seen(all_sections: list[Section]) -> str:
+def seen(all_sections: list[Section]) -> str:
     """How large a difference this run can see."""
     limits = {
         what: [f"{section.workload.name} {limit:.0%}" for section in all_sections
                if (limit := getattr(section, field)) is not None]
         for what, field in (("the figure", "unseen_below"), ("CPU", "cpu_unseen_below"))
     }
-    if not any(section.baseline in section.cells for section in all_sections):
+    if not any(section.has_baseline for section in all_sections):
         return f"{all_sections[0].baseline} is not measured under this load: there are no ratios."
     if not any(limits.values()):
         return "Fewer than three repetitions: no difference can be told from noise."
     parts = "; ".join(f"{what} {', '.join(found)}" for what, found in limits.items() if found)
     return (f"What differs truly from {all_sections[0].baseline} is seen in nine of ten such runs from about this "
             f"difference on, and half of it seldom: {parts}. Of equals one in 20 is called different by chance.")
+
+
+def interruption(run: Run) -> list[str]:
+    planned = len(spec.cells(spec.Matrix.from_json(run.meta["matrix"]), run.meta["seed"]))
+    if len(run.cells) >= planned:
+        return []
+    return [f"interrupted: {len(run.cells):,} of {planned:,} cells are recorded (go on: run_matrix --resume)"]
 
 
 def _context(run: Run, all_sections: list[Section]) -> list[str]:
@@ -156,14 +159,11 @@ def _context(run: Run, all_sections: list[Section]) -> list[str]:
     every = {load: "every way" if len(ways) == rows[load] else ", ".join(ways) for load, ways in limited.items()}
     who = "; ".join(f"{load}: {ways}" for load, ways in every.items())
     revision = (meta["source"]["revision"] or "unknown")[:12]
-    found = facts.flags(meta, run.cells)
-    planned = len(spec.cells(spec.Matrix.from_json(meta["matrix"]), meta["seed"]))
-    if len(run.cells) < planned:
-        found.append(f"interrupted: {len(run.cells)} of {planned} cells are recorded (go on: run_matrix --resume)")
+    found = [*facts.flags(meta, run.cells), *interruption(run)]
     paragraphs = [
         f"Median of {times} repetition{'s' * (times != '1')}; ± is half the 95 % interval of the typical value "
-        "(the mean of the logarithms, trimmed from 15 on). A ratio is the typical one within repetitions: ~ no difference seen, ? cannot tell. "
-        + _seen(all_sections),
+        "(the mean of the logarithms, trimmed from 15 on). A ratio is the typical one within repetitions: ~ no "
+        "difference seen, ? cannot tell. " + seen(all_sections),
         "CPU is the server's, acceptor + workers (one figure: one process), from ready to end.",
         f"Client and server share {cores} cores; {meta['client_shape']}. Compare only within this load.",
         f"Seed {meta['seed']}, {meta['started_at'][:16]} UTC, revision {revision}, "

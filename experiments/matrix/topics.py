@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from matrix import charts, cores
 from matrix.charts import Chart
@@ -19,7 +19,16 @@ class Topic:
 
 
 def drawn(sections: list[Section]) -> dict[str, list[Chart]]:
-    return {topic.name: list(topic.draw(sections)) for topic in TOPICS}
+    """No two have a name in common: loads named a|b and a-b would, as a file's name has neither."""
+    taken: set[str] = set()
+
+    def named(chart: Chart) -> Chart:
+        names = (chart.name, *(f"{chart.name}-{count}" for count in range(2, len(taken) + 3)))
+        name = next(name for name in names if name not in taken)
+        taken.add(name)
+        return replace(chart, name=name)
+
+    return {topic.name: [named(chart) for chart in topic.draw(sections)] for topic in TOPICS}
 
 
 TOPICS = (

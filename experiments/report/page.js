@@ -13,6 +13,11 @@ const figures = [...document.querySelectorAll("figure")].map((element) => ({
   ...charts[element.dataset.chart],
 }));
 const NARROW = 600, PAPER = 690;  // pixels
+const NARROW_LABELS = {
+  labelLimit: 120,
+  labelExpr: "length(datum.label) > 16 ? slice(datum.label, 0, 6) + '…' + slice(datum.label, -9) : datum.label",
+};
+let isNarrow = innerWidth < NARROW;
 
 function matches(row, wanted) {
   const {way, ...equal} = wanted;
@@ -38,7 +43,9 @@ function apply() {
     all += figure.rows.length;
     figure.element.hidden = left === 0;
   }
-  form.querySelector("output").textContent = `${shown} of ${all} rows`;
+  const said = [...form.elements].filter((control) => control.name && control.value)
+    .map((control) => `${control.labels[0].firstChild.textContent.trim()}: ${control.value}`);
+  form.querySelector("output").textContent = [`${shown} of ${all} rows`, ...said].join("; ");
   return Promise.all(figures.map(show));
 }
 
@@ -53,7 +60,7 @@ async function show(figure) {
 function view(figure) {
   const spec = {
     ...figure.spec,
-    config: {...config, axisY: {...config.axisY, labelLimit: innerWidth < NARROW ? 120 : 260}},
+    config: {...config, axisY: {...config.axisY, ...(isNarrow ? NARROW_LABELS : {})}},
     width: figure.plot.clientWidth,
     description: figure.element.querySelector("h3").textContent,
   };
@@ -62,6 +69,17 @@ function view(figure) {
   const drawn = new vega.View(vega.parse(compiled), {renderer: "svg", container: figure.plot, hover: false});
   drawn.tooltip(() => {}).addEventListener("mousemove", (event, item) => hover(figure, event, item));
   return drawn;
+}
+
+function resized() {
+  if (isNarrow !== innerWidth < NARROW) {
+    isNarrow = !isNarrow;
+    for (const figure of figures) {
+      figure.view?.finalize();
+      figure.view = null;
+    }
+  }
+  return apply();
 }
 
 function change() {
@@ -99,7 +117,7 @@ async function start() {
 form.addEventListener("input", change);
 form.addEventListener("submit", (event) => event.preventDefault());
 addEventListener("hashchange", () => { fillForm(); apply(); });
-addEventListener("resize", apply);
+addEventListener("resize", resized);
 addEventListener("scroll", () => { tip.hidden = true; }, {passive: true});
 document.addEventListener("mouseout", (event) => { if (!event.target.closest?.(".plot")) return; tip.hidden = true; });
 // On paper nothing can be opened, and a chart drawn for a screen would be too small to read. Browsers tell of
