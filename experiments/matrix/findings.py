@@ -86,11 +86,14 @@ def _best(section: Section, question: str, rows: list[Row], metric: str, lower: 
         return None
     ways = [row.way for row in known]
     first = next(entry.row for entry in ranked(section, metric) if entry.row.way in ways)
-    interval = first.interval if metric == "rate" else first.cpu_interval
+    measured = section.measured(first.way, metric)
+    assert measured
     name, _, unit = unit.rpartition(", ")
-    figure = f"{name} {number(_value(first, metric))} {unit}".strip()
-    if interval:
-        figure += f" (95 %: {between(interval)})"
+    # With an interval goes the value that it is of, which is not quite the median.
+    value = measured.typical.value if measured.typical else measured.median
+    figure = f"{name} {number(value)} {unit}".strip()
+    if measured.interval:
+        figure += f" (95 %: {between(measured.interval)})"
     parts = [f"{figure}.", _certainty(section, first, known, metric, lower)]
     if first.client_limited:
         parts.append("The client may have been its limit.")
