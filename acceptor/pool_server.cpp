@@ -156,9 +156,18 @@ class PoolServer : public EventHandler {
   void stop_accepting() {
     if (accepting_) loop_.forget(frame_.listener(), Removal::still_open);
     accepting_ = false;
+    // A connection that is taken apart on its way is nowhere for a moment: what its client sends then must
+    // meet the listener, where it is dropped and sent again. A closed port would answer with a reset.
+    if (!facts_.consumes_connection) close_listeners();
+    dispatcher_.when_empty([this] {
+      close_listeners();
+      supervisor_.stop();
+    });
+  }
+
+  void close_listeners() {
     frame_.close_listener();
     options_.method.method->close_listeners();
-    dispatcher_.when_empty([this] { supervisor_.stop(); });
   }
 
   void give_up() {
