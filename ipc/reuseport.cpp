@@ -11,8 +11,8 @@
 // Death        migrate=off: this process holds each listener too, so the queue of a dead worker stays
 //              and its successor in the same slot takes it over. migrate=on: only the worker holds its
 //              listener, and as it closes the kernel moves what is queued to the other workers'. When
-//              all are dead it goes to a listener of this process, and from there to the first
-//              successor's. That needs no sysctl (net.ipv4.tcp_migrate_req): a program attached as
+//              all are dead it goes to a listener of this process, which the first successor gets.
+//              That needs no sysctl (net.ipv4.tcp_migrate_req): a program attached as
 //              BPF_SK_REUSEPORT_SELECT_OR_MIGRATE asks for it
 // Man pages    socket(7), bpf(2)
 //
@@ -134,20 +134,24 @@ class Reuseport : public HandoffMethod {
   }
 
   /// For the worker alone: while this process holds a listener, no death of a worker moves its queue.
-  /// So the server's own has to go, and what the last resort has got while there was no worker moves to
-  /// this one: as it closes, like any other.
+  /// Only a death closes a listener then: the last resort is given to the successor, with what it has
+  /// got while there was no worker. Closed, its queue would move too, but a connection that comes at
+  /// that instant is reset by the kernel.
   OwnedFd new_listener(const LinkRequest& request) {
-    const SocketAddress address =
-        SocketAddress::local(last_resort_ ? last_resort_.get() : request.listener);
-    OwnedFd listener = listen_tcp(address, request.listen_options);
-    steering_->add(request.worker, listener.get());
-    OwnedFd last_resort = listen_tcp(address, request.listen_options);
-    steering_->set_last_resort(last_resort.get());
-    if (!last_resort_) {
+    const bool first = !last_resort_;
+    OwnedFd listener =
+        first ? listen_tcp(SocketAddress::local(request.listener), request.listen_options)
+              : std::move(last_resort_);
+    // It brings the program, and no other listener may join the group before that.
+    if (first) steering_->add(request.worker, listener.get());
+    last_resort_ = listen_tcp(SocketAddress::local(listener.get()), request.listen_options);
+    steering_->set_last_resort(last_resort_.get());
+    if (first) {
       // Lent, so it cannot be closed here; this ends the listening.
       checked([&] { return ::shutdown(request.listener, SHUT_RD); }, "shutdown of a listener");
+    } else {
+      steering_->add(request.worker, listener.get());  // a listener has one place at a time
     }
-    last_resort_ = std::move(last_resort);
     return listener;
   }
 
