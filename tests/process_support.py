@@ -293,6 +293,13 @@ class Server(Program):
         return Finished(code, out, err, report)
 
 
+def client_ends(server: Address) -> list[str]:
+    """The ends, in this network namespace, that clients of a server have not closed yet."""
+    remote = f"{int.from_bytes(socket.inet_aton(server[0]), sys.byteorder):08X}:{server[1]:04X}"
+    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines())
+    return [row[1] for row in rows if row[2] == remote and row[3] in ("01", "08")]  # established, CLOSE_WAIT
+
+
 def workers_of(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in report["processes"] if row["role"] == "worker"]
 

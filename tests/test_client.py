@@ -32,6 +32,7 @@ from process_support import (  # noqa: E402
     Address,
     Program,
     Server,
+    client_ends,
     readable,
     run_client,
     run_program,
@@ -312,8 +313,12 @@ class Books(unittest.TestCase):
                     ]
                 ) as client:
                     wait_until(lambda: server.report()["totals"]["echoes"] > 100, "it runs")
+                    address = server.address
                     server.finish()
-                    client.signal(signal.SIGINT)  # it would try to connect again to its end
+                    # It would try to connect again to its end, so it is told to end; but not before it has seen
+                    # what happened to the connections it had.
+                    wait_until(lambda: not client_ends(address), "it has closed what the server closed")
+                    client.signal(signal.SIGINT)
                     code, out, err = client.wait(10)
                 result = json.loads(out)
                 self.assertEqual(code, 1, err)
