@@ -100,7 +100,15 @@ pathlib.Path(option("--json")).write_text(json.dumps(result))
 """
 
 
-class Case(unittest.TestCase):
+class OneLine(unittest.TestCase):
+    def assert_one_line(self, done: subprocess.CompletedProcess[str], *parts: str) -> None:
+        self.assertEqual(done.stdout, "")
+        self.assertEqual(len(done.stderr.splitlines()), 1, done.stderr)
+        for part in parts:
+            self.assertIn(part, done.stderr)
+
+
+class Case(OneLine):
     def setUp(self) -> None:
         folder = tempfile.TemporaryDirectory(prefix="c10k-test-")
         self.addCleanup(folder.cleanup)
@@ -135,9 +143,3 @@ class Case(unittest.TestCase):
     def rows(self) -> dict[tuple[str, str], rows.Row]:
         found = rows.sections(store.load(self.run_folder))
         return {(row.workload, row.way): row for section in found for row in section.rows}
-
-    def assert_one_line(self, done: subprocess.CompletedProcess[str], *parts: str) -> None:
-        self.assertEqual(done.stdout, "")
-        self.assertEqual(len(done.stderr.splitlines()), 1, done.stderr)
-        for part in parts:
-            self.assertIn(part, done.stderr)

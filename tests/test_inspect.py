@@ -4,7 +4,6 @@ They look at small runs that are made up here, so that every figure is known."""
 
 from __future__ import annotations
 
-import copy
 import csv
 import io
 import itertools
@@ -20,13 +19,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "experiments"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import made_up_runs  # noqa: E402
+from matrix_support import BOUND_S, ROOT, OneLine  # noqa: E402
 from matrix import rows, spec, store  # noqa: E402
 
 REPETITIONS = 5
-BOUND_S = 30
 MATRIX = """
 schema = "c10k-matrix/1"
 summary = "made up"
@@ -67,18 +66,15 @@ def cell(way: spec.Way, load: spec.Workload, repetition: int, faster: float) -> 
     totals = {"accepted": 1000, "echoes": 1000, "acceptor_cpu_us": 10000.0 * cpu / noise,
               "worker_cpu_us": 20000.0 * cpu, "voluntary_switches": 2000 * cpu, "involuntary_switches": 500, "errors": {}}
     latency = {f"{key}_us": 100.0 * (index + 1) for index, key in enumerate(("p50", "p90", "p99", "p99_9", "max"))}
-    return {
-        "schema": store.CELL_SCHEMA, "way": way.name, "workload": load.name, "repetition": repetition, "order": 1,
-        "status": "ok", "reason": "", "server_options": list(way.server), "client_options": list(load.client),
-        "server_program": "c10k-server", "client_program": "c10k-client", "held": None,
-        "client": {"attempts": 1000, "outcomes": {"echoed": 1000}, "connections_per_s": per_s,
-                   "requests_per_s": 5 * per_s, "latency": latency, "client": {"cpu_share": 0.5}},
-        "server": {"totals": totals, "books": {"balanced": True, "lost": 0}},
-        "netstat": {}, "host_cpu": 0.9, "other_cpu": 0.0, "elapsed_s": 0.2,
-    }
+    return made_up_runs.cell(
+        way, load, repetition,
+        client={"attempts": 1000, "outcomes": {"echoed": 1000}, "connections_per_s": per_s,
+                "requests_per_s": 5 * per_s, "latency": latency, "client": {"cpu_share": 0.5}},
+        server={"totals": totals, "books": {"balanced": True, "lost": 0}},
+    )
 
 
-class Case(unittest.TestCase):
+class Case(OneLine):
     folder: Path
 
     @classmethod
@@ -92,16 +88,10 @@ class Case(unittest.TestCase):
     @classmethod
     def write(cls, name: str, faster: float = 1.0, cores: int = 2, drop: str = "") -> Path:
         matrix = spec.load(str(cls.folder / "made-up.toml"))
-        meta = copy.deepcopy(store.load(ROOT / "experiments" / "reference" / "quick").meta)
-        meta["matrix"] = matrix.to_json()
-        meta["host"]["cores"] = cores
-        path = cls.folder / name
-        path.mkdir(exist_ok=True)
-        store.write_meta(path, meta)
-        cells = [cell(way, load, repetition, faster) for repetition in range(1, REPETITIONS + 1)
-                 for load in matrix.workloads for way in matrix.ways if way.name != drop]
-        (path / "cells.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in cells))
-        return path
+        made = made_up_runs.run(matrix, lambda way, load, repetition: cell(way, load, repetition, faster))
+        made.meta["host"]["cores"] = cores
+        made.cells = [one for one in made.cells if one["way"] != drop]
+        return made_up_runs.write(made, cls.folder / name)
 
     def call(self, *arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -116,12 +106,6 @@ class Case(unittest.TestCase):
 
     def records(self, *arguments: str) -> list[dict[str, Any]]:
         return json.loads(self.inspect("--json", *arguments).stdout)["rows"]
-
-    def assert_one_line(self, done: subprocess.CompletedProcess[str], *parts: str) -> None:
-        self.assertEqual(done.stdout, "")
-        self.assertEqual(len(done.stderr.splitlines()), 1, done.stderr)
-        for part in parts:
-            self.assertIn(part, done.stderr)
 
 
 class Rows(Case):

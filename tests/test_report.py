@@ -18,9 +18,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "experiments"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import made_up_runs  # noqa: E402
+from made_up_runs import ROOT  # noqa: E402
 from matrix import charts, crashes, figures, findings, page, pictures, points, rows, spec, store, topics  # noqa: E402
 
 INSPECT = str(ROOT / "experiments" / "inspect")
@@ -90,58 +91,40 @@ def cell(of: spec.Way, workload: spec.Workload, repetition: int) -> dict[str, An
     killed = bool(workload.kill_every_s)
     lost = 4 if killed and of.name == HOSTILE else 0
     failed = (of.name, workload.name) == ("poll", "crr-256") or (of.name, workload.name, repetition) == ONE_FAILED
-    return {
-        "schema": store.CELL_SCHEMA,
-        "way": of.name,
-        "workload": workload.name,
-        "repetition": repetition,
-        "status": "failed" if failed else "ok",
-        "reason": f"fell over: {HOSTILE}" if failed else "",
-        "server_options": of.server,
-        "client_options": workload.client,
-        "netstat": {"ListenOverflows": 3 * (of.name == HOSTILE)},
-        "host_cpu": 0.9,
-        "crashes": {"kills": [{"at_s": 0.4, "pid": 1, "worker": 0}] * 5, "hung": lost} if killed else None,
-        "client": {
+    return made_up_runs.cell(
+        of, workload, repetition,
+        status="failed" if failed else "ok",
+        reason=f"fell over: {HOSTILE}" if failed else "",
+        netstat={"ListenOverflows": 3 * (of.name == HOSTILE)},
+        crashes={"kills": [{"at_s": 0.4, "pid": 1, "worker": 0}] * 5, "hung": lost} if killed else None,
+        client={
             "attempts": 1000,
             "outcomes": {"echoed": 1000 - lost, "reset": lost},
             "latency": {name: value * noise for name, value in LATENCY.items()},
             "connections_per_s": rate,
             "client": {"limited": of.name == HOSTILE},
         },
-        "server": {
+        server={
             "totals": {"accepted": 1000, "acceptor_cpu_us": 1000 * acceptor, "worker_cpu_us": 1000 * worker,
                        "redelivered": lost, "voluntary_switches": 500, "involuntary_switches": 5},
             "balance": {"connections": {"largest_to_mean": 1.1}, "cpu": {"largest_to_mean": 1.2}},
             "processes": processes(repetition) if "--ipc" in of.server else [],
             "books": {"lost": 2} if killed else {},
         },
-    }
+    )
 
 
 def run_of(ways: list[dict[str, Any]], loads: list[dict[str, Any]]) -> store.Run:
-    meta = json.loads((QUICK / "run.json").read_text())
-    meta["matrix"] = {"name": "synthetic", "summary": HOSTILE, "baseline": "epoll", "repetitions": REPETITIONS,
-                      "ways": ways, "workloads": loads}
-    meta["host"]["cpu_model"] = HOSTILE
-    matrix = spec.Matrix.from_json(meta["matrix"])
-    cells = [
-        cell(of, workload, repetition)
-        for repetition in range(1, REPETITIONS + 1)
-        for workload in matrix.workloads
-        for of in matrix.ways
-        if workload.takes(of)
-    ]
-    return store.Run(Path("nowhere"), meta, cells)
+    matrix = spec.Matrix.from_json({"name": "synthetic", "summary": HOSTILE, "baseline": "epoll",
+                                    "repetitions": REPETITIONS, "ways": ways, "workloads": loads})
+    run = made_up_runs.run(matrix, cell)
+    run.meta["host"]["cpu_model"] = HOSTILE
+    return run
 
 
 def make_run(folder: Path) -> Path:
     """A run with every kind of row that the page knows, and text that means harm wherever a run has text."""
-    run = run_of(WAYS, LOADS)
-    folder.mkdir()
-    (folder / "run.json").write_text(json.dumps(run.meta))
-    (folder / "cells.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in run.cells))
-    return folder
+    return made_up_runs.write(run_of(WAYS, LOADS), folder)
 
 
 def inspect(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:

@@ -183,8 +183,6 @@ def sizes(run: store.Run, samples: Samples) -> str:
 
 
 def remarks(run: store.Run, samples: Samples) -> list[str]:
-    meta = run.meta
-    revision = (meta["source"]["revision"] or "unknown")[:12]
     return [
         "A try is one pair of cells in one stretch of so many repetitions: equals are one program under two names, so "
         "each pair called different is a false alarm (1 in 20 is what a 95 % interval allows); slower ones burn about "
@@ -192,8 +190,7 @@ def remarks(run: store.Run, samples: Samples) -> list[str]:
         "the noisiest. The pairs of a stretch share cells, so these counts scatter more than as many tosses would. "
         "The comparison is the one of every table here.",
         f"CPU per connection to the same program's over all repetitions: {sizes(run, samples)}.",
-        f"Seed {meta['seed']}, {meta['started_at'][:16]} UTC, revision {revision}, "
-        f"{meta['build']['cmake_build_type'] or 'unknown'} build.",
+        facts.origin(run.meta),
     ]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from matrix import crashes, held, peers, pins, plan
 from matrix.counters import Snapshot
 from matrix.process import Child, Waiter, describe_exit
-from matrix.spec import Cell, Way
+from matrix.spec import Cell, Way, options_of
 from matrix.store import CELL_SCHEMA, StoreError
 
 START_S = 10.0
@@ -216,8 +216,7 @@ def plan_of(cell: Cell) -> plan.Plan | None:
 
 
 def _idle_s(record: dict[str, Any]) -> float:
-    options = record["client_options"]
-    return float(options[options.index("--idle") + 1])
+    return float(options_of(record["client_options"])["--idle"])
 
 
 def _problem(who: str, exit_text: str, last_words: str, otherwise: str) -> str:

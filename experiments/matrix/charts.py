@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from matrix.points import (ANATOMY, NO_POOL, NOTE, VERDICTS, WAY, Column, Point, bounds, figure, has_rate, is_killed,
+from matrix.points import (ANATOMY, NO_POOL, NOTE, VERDICTS, WAY, Column, Point, bounds, figure, is_killed,
                            point, text, under_load, unit_of, whole, workers_text)
 from matrix.rows import Row, Section
 
@@ -112,6 +112,13 @@ def interval_line(low: str, high: str, title: str, **more: Any) -> Spec:
             "encoding": {"x": quantity(low, title, **more), "x2": {"field": high}}}
 
 
+def dots(names: dict[str, str], series: str, value: str, unit: str, y: Spec, *under: Spec, shown: str = "") -> Spec:
+    """Several figures of a way on one line, each of `names` a series; `under` are layers below their marks."""
+    fold = {"fold": list(names), "as": [series, value]}
+    mark = {"mark": POINT, "encoding": {"x": quantity(value, unit, scale=LOG), **series_of(series, names)}}
+    return spec_of(transform=[fold, {"filter": shown}] if shown else [fold], encoding={"y": y}, layer=[*under, mark])
+
+
 def _sorted(rows: list[Row], key: Callable[[Row], float | None], sign: int = 1) -> tuple[Point, ...]:
     """By a figure; those without it last."""
     return tuple(map(point, sorted(rows, key=lambda row: (key(row) is None, sign * (key(row) or 0)))))
@@ -153,14 +160,8 @@ def cpu(sections: list[Section]) -> Iterator[Chart]:
         if all(row.cpu_us is None for row in rows):
             continue
         unit = f"server CPU, us per {section.figure.per}"
-        spec = spec_of(
-            transform=[{"fold": list(PARTS), "as": ["part", "us"]}, {"filter": "datum.us > 0.02 * datum.cpu"}],
-            encoding={"y": way_axis("cpu")},
-            layer=[
-                interval_line("cpu_low", "cpu_high", unit, scale=LOG),
-                {"mark": POINT, "encoding": {"x": quantity("us", unit, scale=LOG), **series_of("part", PARTS)}},
-            ],
-        )
+        spec = dots(PARTS, "part", "us", unit, way_axis("cpu"),
+                    interval_line("cpu_low", "cpu_high", unit, scale=LOG), shown="datum.us > 0.02 * datum.cpu")
         yield Chart(
             file_name("cpu", section.workload.name),
             f"{section.workload.name}: {unit}",
@@ -178,22 +179,16 @@ def cpu(sections: list[Section]) -> Iterator[Chart]:
 
 def latency(sections: list[Section]) -> Iterator[Chart]:
     unit = "latency, us"
-    spec = spec_of(
-        transform=[{"fold": list(PERCENTILES), "as": ["percentile", "us"]}, {"filter": "datum.us > 0"}],
-        encoding={"y": way_axis("p50")},
-        layer=[
-            {"mark": {"type": "rule", "color": GREY},
-             "encoding": {"x": quantity("p50", unit, scale=LOG), "x2": {"field": "max"}}},
-            {"mark": POINT, "encoding": {"x": quantity("us", unit, scale=LOG), **series_of("percentile", PERCENTILES)}},
-        ],
-    )
+    reach = {"mark": {"type": "rule", "color": GREY},
+             "encoding": {"x": quantity("p50", unit, scale=LOG), "x2": {"field": "max"}}}
+    spec = dots(PERCENTILES, "percentile", "us", unit, way_axis("p50"), reach, shown="datum.us > 0")
     for section in sections:
         rows = under_load(section)
         if any(row.latency_p50_us is not None for row in rows):
             yield Chart(
                 file_name("latency", section.workload.name),
                 f"{section.workload.name}: latency",
-                f"{OPEN_LOOP if has_rate(section) else CLOSED_LOOP} The scale is logarithmic; each mark is a "
+                f"{OPEN_LOOP if section.workload.has_rate else CLOSED_LOOP} The scale is logarithmic; each mark is a "
                 "percentile's median over the repetitions.",
                 spec,
                 tuple(PERCENTILES),
@@ -325,7 +320,7 @@ def scaling(sections: list[Section]) -> Iterator[Chart]:
     found: dict[Load, dict[str, list[Row]]] = {}
     for section in sections:
         for row in under_load(section):
-            if row.connections is not None and not has_rate(section):
+            if row.connections is not None and not section.workload.has_rate:
                 found.setdefault(_load(section), {}).setdefault(row.way, []).append(row)
     several = {load: lines for load, ways in found.items()
                if (lines := [rows for rows in ways.values() if len({row.connections for row in rows}) > 1])}

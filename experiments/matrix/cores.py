@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from matrix.charts import LOG, POINT, Chart, Spec, quantity, interval_line, file_name, series_of, spec_of, way_axis
-from matrix.points import WAY, Point, bounds, figure, has_rate, point, text, under_load
+from matrix.charts import LOG, Chart, dots, file_name, interval_line, way_axis
+from matrix.points import WAY, Point, bounds, figure, point, text, under_load
 from matrix.rows import Row, Section
 
 CORES = (8, 32, 128)
@@ -56,30 +56,29 @@ def cost_of(section: Section, way: str) -> Cost | None:
     return Cost(*(one.median for one in found)) if all(found) else None
 
 
-def _is_short(section: Section) -> bool:
-    return section.figure.key == "connections_per_s" and not has_rate(section)
+def _unpinned(sections: list[Section]) -> list[Section]:
+    """Short connections in a closed loop, where the scheduler places the processes."""
+    return [section for section in sections if section.figure.key == "connections_per_s"
+            and not section.workload.has_rate and not section.workload.pin]
+
+
+def _pools(section: Section) -> list[Row]:
+    return [row for row in under_load(section) if row.method]
 
 
 def capacity(sections: list[Section]) -> Iterator[Chart]:
-    """From the load that most ways were measured with."""
-    loads = [section for section in sections if _is_short(section) and not section.workload.pin]
-    of_pools = {section.workload.name: [row for row in under_load(section) if row.method] for section in loads}
-    name = max(of_pools, key=lambda load: len(of_pools[load]), default=None)
-    section = next((section for section in loads if section.workload.name == name), None)
-    rows = [here for row in of_pools.get(name or "", []) if section and (here := _capacity(section, row))]
-    if not rows:
+    """From the load that most pools were measured with."""
+    section = max(_unpinned(sections), key=lambda load: len(_pools(load)), default=None)
+    rows = [here for row in _pools(section) if (here := _capacity(section, row))] if section else []
+    if not section or not rows:
         return
     marks = {f"on_{cores}": f"{cores} cores" for cores in CORES} | {"full_at": "acceptor full"}
     unit = "connections/s by the model"
-    spec = spec_of(
-        transform=[{"fold": list(marks), "as": ["what", "rate"]}, {"filter": "datum.rate > 0"}],
-        encoding={"y": way_axis("on_128", "descending")},
-        layer=[{"mark": POINT, "encoding": {"x": quantity("rate", unit, scale=LOG), **series_of("what", marks)}}],
-    )
+    spec = dots(marks, "what", "rate", unit, way_axis("on_128", "descending"), shown="datum.rate > 0")
     rows.sort(key=lambda here: -here["on_128"])
     yield Chart(
         "cores",
-        f"One acceptor and more cores: a model from the CPU of {name}",
+        f"One acceptor and more cores: a model from the CPU of {section.workload.name}",
         "Not measured: what the CPU per connection allows when the acceptor has a core and workers have the others, "
         "costs stay as they are, work is even and clients are elsewhere. Where the marks of 8, 32 and 128 cores "
         "meet, the acceptor is full.",
@@ -110,13 +109,9 @@ def _capacity(section: Section, row: Row) -> Point | None:
     }
 
 
-def _free(sections: list[Section]) -> Section | None:
-    return next((section for section in sections if _is_short(section) and not section.workload.pin), None)
-
-
 def predicted(sections: list[Section], section: Section, way: str) -> float | None:
     """Connections a second of processes held to cores, by their costs where they were not."""
-    free = _free(sections)
+    free = next(iter(_unpinned(sections)), None)
     cost = cost_of(free, way) if free else None
     cores: dict[int, list[str]] = {}
     for who, where in section.workload.pin.items():
@@ -126,7 +121,7 @@ def predicted(sections: list[Section], section: Section, way: str) -> float | No
 
 
 def placed(sections: list[Section]) -> Iterator[Chart]:
-    free = _free(sections)
+    free = next(iter(_unpinned(sections)), None)
     marks = {"predicted": "predicted", "median": "measured"}
     for section in sections:
         if not section.workload.pin or free is None:
@@ -140,14 +135,8 @@ def placed(sections: list[Section]) -> Iterator[Chart]:
             continue
         unit = "conn/s"
         rows.sort(key=lambda here: -here["median"])
-        spec: Spec = spec_of(
-            transform=[{"fold": list(marks), "as": ["what", "rate"]}],
-            encoding={"y": way_axis("median", "descending")},
-            layer=[
-                interval_line("low", "high", unit, scale=LOG),
-                {"mark": POINT, "encoding": {"x": quantity("rate", unit, scale=LOG), **series_of("what", marks)}},
-            ],
-        )
+        spec = dots(marks, "what", "rate", unit, way_axis("median", "descending"),
+                    interval_line("low", "high", unit, scale=LOG))
         yield Chart(
             file_name("placed", section.workload.name),
             f"{section.workload.name}: predicted and measured",

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from matrix.figures import failed_attempts
 from matrix.process import Child, Waiter
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def describe(row: Row, cells: list[dict[str, Any]]) -> None:
         return
     failed = Counter[str]()
     for cell in seen:
-        failed.update({key: n for key, n in cell["client"]["outcomes"].items() if key != "echoed" and n})
+        failed.update(failed_attempts(cell["client"]))
     row.kills = sum(len(cell["crashes"]["kills"]) for cell in seen)
     row.kill_attempts = sum(cell["client"]["attempts"] for cell in seen)
     row.kill_failed = dict(failed)

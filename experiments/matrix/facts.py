@@ -142,6 +142,13 @@ def one_line(facts: dict[str, Any]) -> str:
     )
 
 
+def origin(meta: dict[str, Any]) -> str:
+    """Of a run: what it takes to make it again, in a sentence."""
+    revision = (meta["source"]["revision"] or "unknown")[:12]
+    return (f"Seed {meta['seed']}, {meta['started_at'][:16]} UTC, revision {revision}, "
+            f"{meta['build']['cmake_build_type'] or 'unknown'} build.")
+
+
 def shown_path(path: Path) -> str:
     """As it is named from the project's folder, where it lies in there."""
     whole = path.resolve()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from matrix import stats
-from matrix.spec import Workload
+from matrix.spec import Workload, options_of
 
 Cell = dict[str, Any]
 
@@ -37,14 +37,18 @@ OF_ALL_HELD = ("connect_all_s", "active_p50_us")
 
 def figure_of(load: Workload) -> Figure:
     """At an open rate all serve as much as is asked for: there latency ranks."""
-    if load.figure or "--rate" not in load.client or load.kill_every_s:
+    if load.figure or not load.has_rate or load.kill_every_s:
         return FIGURES[load.figure or load.kind]
     return replace(FIGURES["latency"], per=FIGURES[load.kind].per)
 
 
 def wanted(cell: Cell) -> int:
-    options = cell["client_options"]
-    return int(options[options.index("--connections") + 1])
+    return int(options_of(cell["client_options"])["--connections"])
+
+
+def failed_attempts(client: dict[str, Any]) -> dict[str, int]:
+    """By what became of them, in place of an echo."""
+    return {key: count for key, count in client.get("outcomes", {}).items() if key != "echoed" and count}
 
 
 def value_of(cell: Cell, figure: Figure) -> float | None:

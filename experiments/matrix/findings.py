@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from matrix import table
-from matrix.points import NO_POOL, UNKNOWN, between, has_rate, is_killed, number, under_load, unit_of, workers_text
+from matrix.points import NO_POOL, UNKNOWN, between, is_killed, number, under_load, unit_of, workers_text
 from matrix.rows import Row, Section, faults_text
 from matrix.view import ranked
 
@@ -39,7 +39,7 @@ def _compared(sections: list[Section]) -> list[Section]:
     """For each kind of load the one that most ways were measured with. At a given rate all are as fast."""
     best: dict[str, Section] = {}
     for section in sections:
-        if not has_rate(section) and _measured(section):
+        if not section.workload.has_rate and _measured(section):
             known = best.get(section.workload.kind)
             if known is None or len(_measured(section)) > len(_measured(known)):
                 best[section.workload.kind] = section

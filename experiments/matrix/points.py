@@ -119,11 +119,6 @@ def is_killed(section: Section) -> bool:
     return section.workload.kill_every_s > 0
 
 
-def has_rate(section: Section) -> bool:
-    """At a given rate the rate is no figure of the server."""
-    return "--rate" in section.workload.client
-
-
 def under_load(section: Section) -> list[Row]:
     """The rows that compare ways. The anatomy's steps are a topic of their own, and so is killing."""
     return [] if is_killed(section) else [row for row in section.rows if row.group != ANATOMY]

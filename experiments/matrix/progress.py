@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from matrix.figures import figure_of, value_of
+from matrix.figures import failed_attempts, figure_of, value_of
 from matrix.spec import Cell
 
 
@@ -24,7 +24,7 @@ def outcome(cell: Cell, record: dict[str, Any]) -> str:
     figure = figure_of(cell.workload)
     value = value_of(record, figure)
     shown = "none" if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
-    failed = sum(n for key, n in record["client"].get("outcomes", {}).items() if key != "echoed")
+    failed = sum(failed_attempts(record["client"]).values())
     kills = f", {len(record['crashes']['kills'])} workers killed" if record["crashes"] else ""
     return f"{figure.key} {shown}{kills}" + (f", {failed:,} attempts failed" if failed else "")
 

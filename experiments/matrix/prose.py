@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from matrix import bench, cores
+from matrix.figures import METRICS, Measured
 from matrix.points import number
 from matrix.rows import Row, Section, sections
 from matrix.store import Run, StoreError
@@ -21,7 +22,7 @@ NOTHING = number(None)
 MARK = re.compile(r"<!--([^;<>]+);([^;<>]+);([^;<>]+);([^;<>]+)-->(.*?)<!--/-->", re.DOTALL)
 ATTRIBUTES = ("kernel_bytes", "server_bytes", "client_bytes", "server_processes", "client_processes", "kills",
               "kill_attempts", "redelivered", "hung", "repetitions", "attempts", "queue_overflows", "lost_per_kill",
-              "connections_largest_to_mean", "cpu_largest_to_mean", "voluntary_switches", "involuntary_switches")
+              "connections_largest_to_mean", "cpu_largest_to_mean")
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,19 @@ def _with(value: float | None, bounds: tuple[float, float] | None) -> str:
     return f"{number(value)} ({number(bounds[0])} to {number(bounds[1])})"
 
 
-def _typical(place: Place, metric: str) -> str:
+def _measured(place: Place, metric: str) -> Measured:
+    if not (found := place.section.measured(place.row.way, metric)):
+        raise ValueError(f"it has no {metric}")
+    return found
+
+
+def _typical(found: Measured) -> str:
     """With an interval goes the value that it is of, which is not quite the median."""
-    found = place.section.measured(place.row.way, metric)
-    return _with(found.typical.value, found.interval) if found and found.typical else NOTHING
+    return _with(found.typical.value, found.interval) if found.typical else NOTHING
+
+
+def _ratio(found: Measured) -> str:
+    return _with(found.ratio, found.ratio_interval)
 
 
 def _cost(place: Place) -> cores.Cost:
@@ -54,16 +64,12 @@ def _share(value: float | None) -> str:
 
 
 FIGURES: dict[str, Callable[[Place], str]] = {
-    "rate": lambda at: number(at.row.median),
-    "rate95": lambda at: _typical(at, "rate"),
-    "ratio": lambda at: number(at.row.ratio),
-    "ratio95": lambda at: _with(at.row.ratio, at.row.ratio_interval),
-    "cpu": lambda at: number(at.row.cpu_us),
-    "cpu95": lambda at: _typical(at, "cpu"),
-    "cpu-ratio": lambda at: number(at.row.cpu_ratio),
-    "cpu-ratio95": lambda at: _with(at.row.cpu_ratio, at.row.cpu_ratio_interval),
-    "acceptor-cpu": lambda at: number(at.row.acceptor_cpu_us),
-    "worker-cpu": lambda at: number(at.row.worker_cpu_us),
+    **{name: lambda at, name=name: number(_measured(at, name).median) for name in METRICS},
+    **{f"{name}95": lambda at, name=name: _typical(_measured(at, name)) for name in METRICS},
+    "ratio": lambda at: number(_measured(at, "rate").ratio),
+    "ratio95": lambda at: _ratio(_measured(at, "rate")),
+    "cpu-ratio": lambda at: number(_measured(at, "cpu").ratio),
+    "cpu-ratio95": lambda at: _ratio(_measured(at, "cpu")),
     "p50-ms": lambda at: number(at.row.latency_p50_us and at.row.latency_p50_us / 1000),
     "p99-ms": lambda at: number(at.row.latency_p99_us and at.row.latency_p99_us / 1000),
     "lost95": lambda at: _with(at.row.lost_per_kill, at.row.lost_per_kill_interval),
@@ -94,20 +100,13 @@ def of_run(run: Run) -> Callable[[str, str, str], str]:
         if base:
             if base not in section.cells:
                 raise ValueError(f"{run.path} has no {workload} of {base}")
-            row = _against(row, replace(section, baseline=base, known={}))
+            section = replace(section, baseline=base, known={})
         text = FIGURES[figure](Place(section, found, row))
         if text == NOTHING:
             raise ValueError(f"{run.path} has no such figure of it")
         return text
 
     return value
-
-
-def _against(row: Row, section: Section) -> Row:
-    """The row with its ratios to the section's baseline."""
-    rate, cpu = section.measured(row.way, "rate"), section.measured(row.way, "cpu")
-    return replace(row, ratio=rate and rate.ratio, ratio_interval=rate and rate.ratio_interval,
-                   cpu_ratio=cpu and cpu.ratio, cpu_ratio_interval=cpu and cpu.ratio_interval)
 
 
 def of_bench(data: dict[str, Any]) -> Callable[[str, str, str], str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from matrix import crashes, figures, stats
 from matrix.figures import OF_ALL_HELD, Figure, Measured, figure_of, wanted
-from matrix.spec import Matrix, Way, Workload
+from matrix.spec import Matrix, Way, Workload, options_of
 from matrix.stats import Interval
 from matrix.store import Run
 
@@ -134,6 +134,13 @@ class Section:
 
 
 def sections(run: Run, baseline: str | None = None) -> list[Section]:
+    """Reckoned once: the table, the page and the notes all ask for them."""
+    if baseline not in run.known:
+        run.known[baseline] = _sections(run, baseline)
+    return run.known[baseline]
+
+
+def _sections(run: Run, baseline: str | None) -> list[Section]:
     matrix = Matrix.from_json(run.meta["matrix"])
     found: dict[tuple[str, str], Cells] = {}
     for cell in run.cells:
@@ -183,8 +190,8 @@ def _row(section: Section, way: Way) -> Row:
 def _place(row: Row, load: Workload, way: Way, cells: Cells) -> None:
     """The axes, by how the programs were started; a cell that was run knows that better than the matrix."""
     ran = next(iter(cells.values()), None)
-    server = _options(ran["server_options"] if ran else way.server)
-    client = _options(ran["client_options"] if ran else load.client)
+    server = options_of(ran["server_options"] if ran else way.server)
+    client = options_of(ran["client_options"] if ran else load.client)
     row.kind, row.group = "kill" if load.kill_every_s else load.kind, way.group
     row.strategy = "peer" if way.kind == "peers" else server.get("--strategy", "epoll")
     if row.strategy == "pool":
@@ -196,14 +203,10 @@ def _place(row: Row, load: Workload, way: Way, cells: Cells) -> None:
     row.connections = int(client.get("--connections", load.held)) or None
 
 
-def _options(argv: Sequence[str]) -> dict[str, str]:
-    return dict(zip(argv, argv[1:]))
-
-
 def _shortfall(cell: dict[str, Any], figure: Figure) -> str:
     if figure.key in OF_ALL_HELD:
         peak = cell["client"].get("peak_connections", 0)
-        failed = _text({key: n for key, n in cell["client"].get("outcomes", {}).items() if key != "echoed"})
+        failed = _text(figures.failed_attempts(cell["client"]))
         return f"connected {peak:,} of {wanted(cell):,}{': ' + failed if failed else ''}"
     return f"the client's result has no {figure.key}"
 
@@ -278,7 +281,7 @@ def _count_faults(row: Row, cells: Any) -> None:
     for cell in cells:
         client, server = cell["client"] or {}, cell["server"] or {}
         row.attempts += client.get("attempts", 0)
-        failed.update({key: n for key, n in client.get("outcomes", {}).items() if key != "echoed" and n})
+        failed.update(figures.failed_attempts(client))
         errors.update(server.get("totals", {}).get("errors", {}))
         books = server.get("books", {})
         row.lost += books.get("lost", 0)

@@ -111,8 +111,7 @@ def _client_shape(matrix: Matrix) -> str:
         return "the load is as many client processes as the table says, with 1 thread each"
     processes: dict[int, list[str]] = {}
     for load in matrix.workloads:
-        options = dict(zip(load.client, load.client[1:]))
-        processes.setdefault(int(options.get("--processes", 1)), []).append(load.name)
+        processes.setdefault(int(spec.options_of(load.client).get("--processes", 1)), []).append(load.name)
     if len(processes) == 1:
         count = next(iter(processes))
         return f"the load is {count} client process{'es' * (count > 1)} with 1 thread{' each' * (count > 1)}"

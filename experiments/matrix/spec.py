@@ -59,11 +59,21 @@ class Workload:
     # The cores that the processes of a cell are held to: {"acceptor": [0], "workers": [1], "client": [0]}.
     pin: dict[str, list[int]] = field(default_factory=dict)
 
+    @property
+    def has_rate(self) -> bool:
+        """An open loop: the rate is given, and no figure of the server."""
+        return "--rate" in self.client
+
     def takes(self, way: Way) -> bool:
         def named(patterns: tuple[str, ...]) -> bool:
             return any(_matches(way, pattern) for pattern in patterns)
 
         return (not self.ways or named(self.ways)) and not named(self.not_ways)
+
+
+def options_of(argv: Sequence[str]) -> dict[str, str]:
+    """What stands behind each word, so behind each option its value."""
+    return dict(zip(argv, argv[1:]))
 
 
 def _matches(way: Way, pattern: str) -> bool:
@@ -230,7 +240,7 @@ def _needs(name: str, argv: tuple[str, ...], peer: str) -> tuple[str, str]:
         if argv:
             raise ValueError(f"way {name}: the peer {peer!r} takes no argv")
         return "peers", peer
-    options = dict(zip(argv, argv[1:]))
+    options = options_of(argv)
     if "--ipc" in options:
         return "methods", options["--ipc"].split(":", 1)[0]
     if "--strategy" not in options:

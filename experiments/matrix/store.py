@@ -47,6 +47,7 @@ class Run:
     cells: list[dict[str, Any]]
     remarks: list[str] = field(default_factory=list)
     whole_bytes: int = 0  # of cells.jsonl: where the last whole line ends
+    known: dict[str | None, Any] = field(default_factory=dict)  # what rows.sections() has given, by baseline
 
 
 def load(path: Path) -> Run:

@@ -158,7 +158,6 @@ def _context(run: Run, all_sections: list[Section]) -> list[str]:
     times = " or ".join(map(str, sorted({section.workload.repetitions or own for section in all_sections})))
     every = {load: "every way" if len(ways) == rows[load] else ", ".join(ways) for load, ways in limited.items()}
     who = "; ".join(f"{load}: {ways}" for load, ways in every.items())
-    revision = (meta["source"]["revision"] or "unknown")[:12]
     found = [*facts.flags(meta, run.cells), *interruption(run)]
     paragraphs = [
         f"Median of {times} repetition{'s' * (times != '1')}; ± is half the 95 % interval of the typical value "
@@ -166,8 +165,7 @@ def _context(run: Run, all_sections: list[Section]) -> list[str]:
         "difference seen, ? cannot tell. " + seen(all_sections),
         "CPU is the server's, acceptor + workers (one figure: one process), from ready to end.",
         f"Client and server share {cores} cores; {meta['client_shape']}. Compare only within this load.",
-        f"Seed {meta['seed']}, {meta['started_at'][:16]} UTC, revision {revision}, "
-        f"{meta['build']['cmake_build_type'] or 'unknown'} build.",
+        facts.origin(meta),
         f"Host: {facts.one_line(meta['host'])}.",
         "Flags: " + ("; ".join(found) if found else "none") + ".",
     ]
