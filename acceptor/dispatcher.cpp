@@ -75,18 +75,42 @@ class Dispatcher::Channel : public EventHandler {
       if (channel == KeptCopies::nowhere ||
           (channel != worker_.slot && !dispatcher_.shared_channel_))
         continue;
-      Received copy = dispatcher_.kept_.take(number);
+      if (dispatcher_.kept_.is_retained(number)) continue;
       if (!dispatcher_.shared_channel_) --in_flight_;
       if ((record & refused_flag) != 0) {
-        refused.push_back(std::move(copy));
+        refused.push_back(dispatcher_.kept_.take(number));
         full_ = true;
         finished_when_full_ = counters.finished.get();
+      } else if (dispatcher_.retain_ != Retain::none) {
+        dispatcher_.kept_.retain(number, worker_.slot);
+      } else {
+        dispatcher_.kept_.take(number);
       }
       ++left;
     }
-    counters.released.set(seen_);
+    if (dispatcher_.retain_ == Retain::none) counters.released.set(seen_);
     return left;
   }
+
+  /// Closes the copies of what has ended in the worker. Returns how many.
+  std::size_t collect_ended() {
+    ProcessCounters& counters = worker_.counters();
+    const std::uint64_t ended = counters.ended.get();
+    if (ended == ended_seen_ || ended - ended_seen_ > max_outstanding) return 0;
+    std::size_t closed = 0;
+    while (ended_seen_ < ended) {
+      ++ended_seen_;
+      const std::uint64_t number = counters.ended_copies[ended_seen_ % max_outstanding].get();
+      if (!dispatcher_.kept_.is_retained(number) ||
+          dispatcher_.kept_.channel_of(number) != worker_.slot)
+        continue;
+      dispatcher_.kept_.take(number);
+      ++closed;
+    }
+    counters.ended_seen.set(ended_seen_);
+    return closed;
+  }
+  void release() { worker_.counters().released.set(seen_); }
 
   void unblock() {
     unwatch();
@@ -144,6 +168,7 @@ class Dispatcher::Channel : public EventHandler {
   std::vector<Handover> batch_;
   std::size_t in_flight_ = 0;  // of a channel of its own
   std::uint64_t seen_ = 0;
+  std::uint64_t ended_seen_ = 0;
   std::uint64_t step_ = 0;
   std::uint64_t finished_when_full_ = 0;
   bool full_ = false;
@@ -153,15 +178,17 @@ class Dispatcher::Channel : public EventHandler {
 };
 
 Dispatcher::Dispatcher(EventLoop& loop, std::size_t workers, const PolicyEntry& policy,
-                       bool shared_channel)
+                       bool shared_channel, Retain retain)
     : loop_(loop),
       policy_entry_(policy),
       policy_(policy.make()),
       shared_channel_(shared_channel),
+      retain_(retain),
       channels_(workers),
       loads_(workers) {
   counts_.handed.resize(workers);
   counts_.taken_back.resize(workers);
+  counts_.rescued.resize(workers);
 }
 
 Dispatcher::~Dispatcher() {
@@ -178,6 +205,8 @@ void Dispatcher::worker_ended(WorkerProcess& worker) {
   if (channel == nullptr) return;
   std::vector<Received> again;
   channel->collect(again);
+  channel->collect_ended();
+  std::vector<Received> rescued = rescue(worker.slot);
   if (shared_channel_) {
     // What it was sent is anybody's. What it had pulled and not counted is not known yet.
     settling_ = true;
@@ -189,7 +218,36 @@ void Dispatcher::worker_ended(WorkerProcess& worker) {
   take_back(worker.slot, again);
   channels_[worker.slot].reset();
   redeliver(worker.slot, std::move(again), false);
+  counts_.redelivered += rescued.size();
+  for (Received& connection : rescued) {
+    ++connection.tag.attempt;
+    pending_.push_back(std::move(connection));
+  }
   flush();
+}
+
+/// Of what a dead worker had received and not ended: those that another one can go on with. The others
+/// are closed.
+std::vector<Received> Dispatcher::rescue(std::size_t slot) {
+  std::vector<Received> rescued;
+  for (const std::uint32_t number : kept_.numbers(slot, true)) {
+    Received copy = kept_.take(number);
+    const StreamProgress progress = stream_progress(copy.fd.get());
+    const bool untouched = progress.read == 0 && progress.written == 0;
+    const bool whole =
+        untouched || (retain_ == Retain::between_requests && progress.read == progress.written);
+    if (progress.open_for_writing && whole) rescued.push_back(std::move(copy));
+  }
+  counts_.rescued[slot] += rescued.size();
+  return rescued;
+}
+
+void Dispatcher::release_retained() {
+  retain_ = Retain::none;
+  for (const std::uint32_t number : kept_.numbers(KeptCopies::nowhere, true)) kept_.take(number);
+  for (const auto& channel : channels_) {
+    if (channel) channel->release();
+  }
 }
 
 void Dispatcher::take_back(std::size_t slot, std::vector<Received>& connections) {
@@ -307,6 +365,7 @@ std::size_t Dispatcher::collect_workers() {
     if (!channels_[slot]) continue;
     std::vector<Received> refused;
     moved += channels_[slot]->collect(refused);
+    moved += channels_[slot]->collect_ended();
     if (refused.empty()) continue;
     take_back(slot, refused);
     redeliver(slot, std::move(refused), true);
@@ -329,7 +388,7 @@ void Dispatcher::collect() {
 }
 
 void Dispatcher::schedule() {
-  if (timer_ != 0 || in_hand_off() == 0) return;
+  if (timer_ != 0 || (in_hand_off() == 0 && retained() == 0)) return;
   std::int64_t delay = retry_ns;
   if (pending_.empty()) {
     idle_delay_ns_ = std::clamp(idle_delay_ns_ * 2, first_look_ns, longest_look_ns);
@@ -372,6 +431,10 @@ std::size_t Dispatcher::open() const {
   std::size_t count = pending_.size() + (shared_channel_ ? kept_.size() : 0);
   for (const auto& channel : channels_) count += channel ? channel->open() : 0;
   return count;
+}
+
+std::size_t Dispatcher::open(std::size_t slot) const {
+  return (channels_[slot] ? channels_[slot]->open() : 0) + (shared_channel_ ? kept_.size() : 0);
 }
 
 void Dispatcher::when_empty(std::function<void()> action) {

@@ -21,7 +21,8 @@ namespace c10k {
 struct DispatchCounts {
   std::vector<std::uint64_t> handed;      ///< by slot
   std::vector<std::uint64_t> taken_back;  ///< by slot: refused, or not received at a death
-  std::uint64_t redelivered = 0;  ///< handed over again: refused, or not yet received at a death
+  std::vector<std::uint64_t> rescued;     ///< by slot: received, and alive after its worker's death
+  std::uint64_t redelivered = 0;  ///< handed over again: refused, not yet received, or rescued
   std::uint64_t shed = 0;         ///< closed after too many refusals, or for want of a resource
   std::uint64_t abandoned = 0;    ///< closed at the end of a drain, in no worker
   std::uint64_t lost = 0;         ///< a worker died with them and they could not be made whole
@@ -34,10 +35,19 @@ struct DispatchCounts {
   std::uint64_t load_error_max = 0;
 };
 
+/// Which connections the acceptor keeps a copy of after their worker has them (--retain), for the case
+/// that it dies.
+enum class Retain : std::uint8_t {
+  none,
+  untouched,         ///< Another worker takes over what nothing was read from and written to.
+  between_requests,  ///< It also takes over a connection of which all that was read has been echoed.
+};
+
 class Dispatcher {
  public:
   /// `shared_channel`: all workers pull from one channel, whichever sink is used.
-  Dispatcher(EventLoop& loop, std::size_t workers, const PolicyEntry& policy, bool shared_channel);
+  Dispatcher(EventLoop& loop, std::size_t workers, const PolicyEntry& policy, bool shared_channel,
+             Retain retain);
   ~Dispatcher();
   Dispatcher(const Dispatcher&) = delete;
   Dispatcher& operator=(const Dispatcher&) = delete;
@@ -57,8 +67,14 @@ class Dispatcher {
   [[nodiscard]] std::size_t waiting() const { return pending_.size(); }
   /// Connections that are in no worker yet, as far as collect() has seen.
   [[nodiscard]] std::size_t in_hand_off() const;
+  /// Copies kept of connections that live in a worker.
+  [[nodiscard]] std::size_t retained() const { return kept_.retained(); }
+  /// Gives up the copies of what lives in workers, and keeps none from now on.
+  void release_retained();
   /// Connections handed over or waiting, and not ended.
   [[nodiscard]] std::size_t open() const;
+  /// Those of one worker; with a shared channel also what nobody has pulled.
+  [[nodiscard]] std::size_t open(std::size_t slot) const;
   /// Calls `action` once when nothing is in the hand-off any more.
   void when_empty(std::function<void()> action);
   /// Gives up: closes what waits, and what a channel holds when its worker ends without it.
@@ -71,6 +87,8 @@ class Dispatcher {
 
  private:
   class Channel;  // a worker's sink with what is in flight through it
+
+  std::vector<Received> rescue(std::size_t slot);
 
   void redeliver(std::size_t slot, std::vector<Received> taken_back, bool refused);
   void take_back(std::size_t slot, std::vector<Received>& connections);
@@ -85,6 +103,7 @@ class Dispatcher {
   const PolicyEntry& policy_entry_;
   std::unique_ptr<DispatchPolicy> policy_;
   bool shared_channel_;
+  Retain retain_;
   std::deque<Received> pending_;
   KeptCopies kept_;
   std::vector<std::unique_ptr<Channel>> channels_;  // by slot; null while the worker is dead

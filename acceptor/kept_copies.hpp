@@ -1,8 +1,9 @@
-// The acceptor's copies of connections that are on their way to a worker.
+// The acceptor's copies of connections that are on their way to a worker, or retained while it has them.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "ipc/handoff.hpp"
@@ -25,7 +26,7 @@ class KeptCopies {
       free_.pop_back();
     }
     connection.tag.copy = number;
-    entries_[number] = {std::move(connection), channel};
+    entries_[number] = {std::move(connection), channel, false};
     return entries_[number].connection;
   }
 
@@ -38,22 +39,38 @@ class KeptCopies {
     return entries_[number].connection.tag.id;
   }
 
+  /// The connection has arrived at the worker of a channel and is kept for as long as it lives there.
+  void retain(std::uint64_t number, std::size_t channel) {
+    entries_[number].channel = channel;
+    entries_[number].retained = true;
+    ++retained_;
+  }
+  [[nodiscard]] bool is_retained(std::uint64_t number) const {
+    return number < entries_.size() && entries_[number].retained;
+  }
+  [[nodiscard]] std::size_t retained() const { return retained_; }
+
   /// Gives a copy back; its number is free again.
   Received take(std::uint64_t number) {
     free_.push_back(static_cast<std::uint32_t>(number));
     entries_[number].channel = nowhere;
+    if (std::exchange(entries_[number].retained, false)) --retained_;
     return std::move(entries_[number].connection);
   }
 
-  [[nodiscard]] std::size_t size() const { return entries_.size() - free_.size(); }
+  /// Those on their way.
+  [[nodiscard]] std::size_t size() const { return entries_.size() - free_.size() - retained_; }
 
-  /// The numbers of all that went out through a channel, or of all there are (nowhere), in the order
-  /// in which the connections were accepted.
-  [[nodiscard]] std::vector<std::uint32_t> numbers(std::size_t channel = nowhere) const {
+  /// The numbers of all that are on their way through a channel (or retained for its worker), or
+  /// through any (nowhere), in the order in which the connections were accepted.
+  [[nodiscard]] std::vector<std::uint32_t> numbers(std::size_t channel = nowhere,
+                                                   bool retained = false) const {
     std::vector<std::uint32_t> found;
     for (std::uint32_t i = 0; i < entries_.size(); ++i) {
       const std::size_t here = entries_[i].channel;
-      if (here != nowhere && (channel == nowhere || here == channel)) found.push_back(i);
+      if (here != nowhere && entries_[i].retained == retained &&
+          (channel == nowhere || here == channel))
+        found.push_back(i);
     }
     std::sort(found.begin(), found.end(),
               [&](std::uint32_t a, std::uint32_t b) { return id_of(a) < id_of(b); });
@@ -64,7 +81,9 @@ class KeptCopies {
   struct Entry {
     Received connection;
     std::size_t channel = nowhere;
+    bool retained = false;
   };
+  std::size_t retained_ = 0;
   std::vector<Entry> entries_;
   std::vector<std::uint32_t> free_;
 };

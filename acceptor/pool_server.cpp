@@ -16,6 +16,12 @@ namespace {
 /// How long to leave the listener alone when something has run out.
 constexpr std::int64_t pause_ns = 10'000'000;
 
+Retain retain_of(const ServerOptions& options) {
+  if (!options.retain) return Retain::none;
+  // After one echo the client waits for the end: a connection that has had it stands nowhere.
+  return options.worker.echo.close_after_echo ? Retain::untouched : Retain::between_requests;
+}
+
 class PoolServer : public EventHandler {
  public:
   explicit PoolServer(ServerOptions& options)
@@ -28,8 +34,13 @@ class PoolServer : public EventHandler {
         supervisor_(loop_, options, frame_.listener(),
                     {.ready = [this](WorkerProcess& worker) { worker_ready(worker); },
                      .ended = [this](WorkerProcess& worker) { worker_ended(worker); },
+                     .may_have_work =
+                         [this](const WorkerProcess& worker) {
+                           return facts_.kernel_dispatches || dispatcher_.open(worker.slot) != 0;
+                         },
                      .all_ended = [this] { loop_.stop(); }}),
-        dispatcher_(loop_, options.workers, *options.policy, facts_.shared_channel),
+        dispatcher_(loop_, options.workers, *options.policy, facts_.shared_channel,
+                    retain_of(options)),
         gate_(loop_, options.worker.echo.idle_timeout_ns,
               {.pass = [this](Received connection) { pass(std::move(connection)); },
                .timed_out = [this](Received) { count_timed_out(); }}),
@@ -85,8 +96,8 @@ class PoolServer : public EventHandler {
   std::size_t room() const {
     if (dispatcher_.congested()) return 0;
     const auto left = [](std::size_t most, std::size_t now) { return most > now ? most - now : 0; };
-    const std::size_t fit =
-        left(options_.most_in_hand_off, dispatcher_.in_hand_off() + gate_.size());
+    const std::size_t fit = left(options_.most_in_hand_off,
+                                 dispatcher_.in_hand_off() + dispatcher_.retained() + gate_.size());
     const std::size_t most = options_.worker.max_connections;
     const std::size_t allowed = most == 0 ? fit : left(most, dispatcher_.open() + gate_.size());
     return std::min({batch_.size(), fit, allowed});
@@ -161,7 +172,7 @@ class PoolServer : public EventHandler {
     if (!facts_.consumes_connection) close_listeners();
     dispatcher_.when_empty([this] {
       close_listeners();
-      supervisor_.stop();
+      stop_workers();
     });
   }
 
@@ -173,6 +184,12 @@ class PoolServer : public EventHandler {
   void give_up() {
     if (accepting_) stop_accepting();
     dispatcher_.abandon();
+    stop_workers();
+  }
+
+  void stop_workers() {
+    // Nobody is left who would take over from one that dies now.
+    dispatcher_.release_retained();
     supervisor_.stop();
   }
 
@@ -198,11 +215,13 @@ class PoolServer : public EventHandler {
       acceptor.handed += dispatched.handed[worker.slot];
       result.in_hand_off +=
           dispatched.handed[worker.slot] - dispatched.taken_back[worker.slot] - worker.received;
+      worker.lost -= std::min(worker.lost, dispatched.rescued[worker.slot]);
       result.processes.push_back(std::move(worker));
     }
     result.load_age = dispatched.load_age;
     result.load_error_max = dispatched.load_error_max;
     result.worker_deaths = supervisor_.deaths();
+    result.stuck_workers = supervisor_.stuck();
     result.degraded = supervisor_.degraded();
     return result;
   }

@@ -118,14 +118,28 @@ nlohmann::json ProcessTotals::to_json() const {
   return json;
 }
 
-rusage usage_of(pid_t pid) {
-  rusage usage{};
+namespace {
+
+/// The fields of /proc/PID/stat from the third on; empty when the process has gone.
+std::string stat_fields(pid_t pid) {
   std::ifstream stat(fmt::format("/proc/{}/stat", pid));
-  const std::string text((std::istreambuf_iterator<char>(stat)), {});
+  std::string text((std::istreambuf_iterator<char>(stat)), {});
   // The name, in parentheses, may hold anything; the fields are counted behind it (proc(5)).
   const auto behind_name = text.rfind(')');
-  if (behind_name == std::string::npos) return usage;
-  std::istringstream fields(text.substr(behind_name + 2));
+  if (behind_name == std::string::npos || behind_name + 2 > text.size()) return {};
+  return text.substr(behind_name + 2);
+}
+
+}  // namespace
+
+char state_of(pid_t pid) {
+  const std::string fields = stat_fields(pid);
+  return fields.empty() ? '?' : fields[0];
+}
+
+rusage usage_of(pid_t pid) {
+  rusage usage{};
+  std::istringstream fields(stat_fields(pid));
   std::string field;
   for (int number = 3; number <= 15 && fields >> field; ++number) {
     if (number < 14) continue;
@@ -220,6 +234,7 @@ nlohmann::json ServerReport::to_json() const {
                            {"balanced", balanced}}},
                          {"balance", balance},
                          {"worker_deaths", worker_deaths},
+                         {"stuck_workers", stuck_workers},
                          {"degraded", degraded}};
   if (load_age.count() != 0) {
     json["load_figures"] = {{"age_when_sent", load_age.to_json(false)},

@@ -56,6 +56,9 @@ struct ProcessTotals {
   [[nodiscard]] nlohmann::json to_json() const;
 };
 
+/// The letter for a process's state (proc(5), stat): R, S, D, T ...; ? when it has gone.
+[[nodiscard]] char state_of(pid_t pid);
+
 /// What a live process has used up, from /proc (in clock ticks); its end gives it exactly.
 [[nodiscard]] rusage usage_of(pid_t pid);
 
@@ -68,6 +71,7 @@ struct ServerReport {
   std::vector<ProcessTotals> processes;
   std::uint64_t in_hand_off = 0;  ///< accepted, and in no worker yet
   std::uint64_t worker_deaths = 0;
+  std::uint64_t stuck_workers = 0;  ///< those of them that stood still and were killed
   /// Of a policy that goes by load: see DispatchCounts.
   LatencyHistogram load_age;
   std::uint64_t load_error_max = 0;

@@ -15,6 +15,9 @@ namespace po = boost::program_options;
 
 namespace {
 
+/// With the look at every half of it, a stopped worker is replaced within 0.8 s: nobody waits for 1 s.
+constexpr std::int64_t default_worker_deadline_ns = 400'000'000;
+
 /// The names in a registry, as --help shows a choice.
 template <typename Entry>
 std::string choice_of(std::span<const Entry> entries) {
@@ -37,10 +40,18 @@ po::options_description describe() {
       "workers", optional("N"), "pool: worker processes (default: one per core)")(
       "dispatch", optional("POLICY"),
       fmt::format("pool: {} (default round-robin)", choice_of(dispatch_policies())).c_str())(
+      "worker-deadline", optional("S"),
+      "pool: kill and replace a worker that has work and stands still for S seconds (20 times as "
+      "long "
+      "when it is running); 0: never (default 0.4)")(
       "hand-off-at", optional("WHEN"),
       "pool: accept | first-byte (once it is readable, as the original experiment does) "
-      "(default accept)")("backlog", text("N", "4096"),
-                          "length of the accept queue; the kernel cuts it to net.core.somaxconn")(
+      "(default accept)")(
+      "retain",
+      "pool: keep a copy of each connection while it lives, so that another worker "
+      "takes over what a dead one had between requests; costs a descriptor each")(
+      "backlog", text("N", "4096"),
+      "length of the accept queue; the kernel cuts it to net.core.somaxconn")(
       "accept-drain", text("all|one", "all"), "connections to accept a wake-up")(
       "max-connections", text("N", "0"),
       "open at once, the rest waits in the accept queue; 0: no limit (fork: what the machine "
@@ -73,7 +84,8 @@ std::optional<ServerOptions> parse_server_options(int argc, char** argv) {
 
   options.strategy = &find_strategy(line->text("strategy"));
   const bool pool = options.strategy->name == "pool";
-  for (const char* name : {"loop", "ipc", "workers", "dispatch", "hand-off-at"}) {
+  for (const char* name :
+       {"loop", "ipc", "workers", "dispatch", "hand-off-at", "retain", "worker-deadline"}) {
     if (!pool && line->has(name))
       throw UsageError(fmt::format("--{} goes with --strategy pool", name));
   }
@@ -117,6 +129,13 @@ std::optional<ServerOptions> parse_server_options(int argc, char** argv) {
       throw UsageError(fmt::format(
           "--hand-off-at first-byte: with {} the acceptor never has the connection", facts.name));
     }
+    options.worker_deadline_ns = line->has("worker-deadline")
+                                     ? line->seconds_ns("worker-deadline", 0, 86400)
+                                     : default_worker_deadline_ns;
+    options.retain = line->has("retain");
+    options.worker.echo.report_ended = options.retain;
+    if (const char* reason = facts.why_not_retained(); options.retain && reason != nullptr)
+      throw UsageError(fmt::format("--retain: with {} {}", facts.name, reason));
     options.listener.reuse_port = facts.listener_per_worker;
   } else if (options.strategy->name != "fork") {
     options.loop = &find_loop(options.strategy->name);
@@ -158,6 +177,8 @@ nlohmann::json ServerOptions::to_json() const {
   if (method.entry != nullptr) {
     json["ipc"] = method.resolved;
     json["workers"] = workers;
+    json["retain"] = retain;
+    json["worker_deadline_s"] = seconds(worker_deadline_ns);
     json["hand_off_at"] = hand_off_at_first_byte ? "first-byte" : "accept";
     json["dispatch"] = method.entry->kernel_dispatches ? "kernel"
                        : method.entry->shared_channel  ? "workers"

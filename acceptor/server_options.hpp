@@ -22,8 +22,11 @@ struct ServerOptions {
   const LoopEntry* loop = nullptr;  ///< Of the workers, or of the single process.
   ConfiguredMethod method;          ///< pool only
   std::size_t workers = 1;
+  std::int64_t worker_deadline_ns =
+      0;  ///< A worker that stands still for longer is killed; 0: never.
   const PolicyEntry* policy = nullptr;
   bool hand_off_at_first_byte = false;  ///< Else the moment it is accepted.
+  bool retain = false;  ///< The acceptor keeps a copy for a connection's whole life.
   ListenOptions listener;
   bool accept_drain = true;
   std::size_t most_in_hand_off = 0;  ///< pool: what the descriptor limit leaves room for

@@ -17,6 +17,9 @@ constexpr std::int64_t longest_back_off_ns = 2'000'000'000;
 constexpr std::int64_t healthy_after_ns = 5'000'000'000;
 /// Between a worker's own drain deadline and its SIGKILL.
 constexpr std::int64_t kill_grace_ns = 2'000'000'000;
+/// One that is ready to run but gets no CPU, or burns it for one request, is given so much longer.
+constexpr int running_patience = 20;
+constexpr int looks_per_deadline = 2;
 
 }  // namespace
 
@@ -82,6 +85,44 @@ Supervisor::~Supervisor() = default;
 void Supervisor::start() {
   for (std::size_t slot = 0; slot < slots_.size(); ++slot) spawn(slot);
   loop_.after(start_deadline_ns, [this] { check_start(); });
+  look_after_workers();
+}
+
+/// A worker that is stuck is ended: what it has not taken goes to others, and what it has is closed,
+/// which its clients can see. Proof of life is an echo or a turn of its loop. One that may have work and
+/// has shown neither since the last look is poked, and has the deadline to turn. Looks are counted, not
+/// time: when this process is stopped together with its workers, nobody's deadline passes.
+void Supervisor::look_after_workers() {
+  if (options_.worker_deadline_ns == 0) return;
+  loop_.after(options_.worker_deadline_ns / looks_per_deadline, [this] {
+    for (Slot& slot : slots_) {
+      if (slot.worker && slot.worker->ready && !stopping_) look_after(slot);
+    }
+    look_after_workers();
+  });
+}
+
+void Supervisor::look_after(Slot& slot) {
+  const WorkerProcess& worker = *slot.worker;
+  const std::uint64_t progress = worker.counters().turns.get() + worker.counters().echoes.get();
+  if (progress != slot.progress) {
+    slot.progress = progress;
+    slot.looks_in_debt = 0;
+    return;
+  }
+  if (slot.looks_in_debt == 0) {
+    if (!hooks_.may_have_work(worker)) return;
+    (void)::send(worker.control.get(), "p", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+  }
+  const char state = state_of(worker.child.pid());
+  const int patience = looks_per_deadline * (state == 'R' || state == 'D' ? running_patience : 1);
+  if (slot.looks_in_debt++ != patience) return;
+  ++stuck_;
+  fmt::print(stderr,
+             "c10k-server: worker {} (process {}, state {}) made no progress for {} ms: killed\n",
+             worker.slot, worker.child.pid(), state,
+             options_.worker_deadline_ns / looks_per_deadline * patience / 1'000'000);
+  worker.child.signal(SIGKILL);
 }
 
 void Supervisor::check_start() {
@@ -128,6 +169,8 @@ void Supervisor::spawn(std::size_t index) {
   worker->sink = link->acceptor_end(worker->child.pidfd());
 
   slot.worker = std::move(worker);
+  slot.progress = 0;
+  slot.looks_in_debt = 0;
   slot.exit_watch = std::make_unique<ExitWatch>(*this, index, slot.worker->child.pidfd());
   slot.control_watch = std::make_unique<ControlWatch>(*this, index, slot.worker->control.get());
 }

@@ -36,6 +36,8 @@ class Supervisor {
     std::function<void(WorkerProcess&)> ready;
     /// A worker has ended and been reaped; its counters are final. It is destroyed afterwards.
     std::function<void(WorkerProcess&)> ended;
+    /// Whether a worker has, or may have, something to do: then it must turn its loop when poked.
+    std::function<bool(const WorkerProcess&)> may_have_work;
     /// The last worker has ended after stop().
     std::function<void()> all_ended;
   };
@@ -59,6 +61,8 @@ class Supervisor {
   void stop();
 
   [[nodiscard]] std::uint64_t deaths() const { return deaths_; }
+  /// Those of them that were stuck and killed for it.
+  [[nodiscard]] std::uint64_t stuck() const { return stuck_; }
   /// Which slots wait out a back-off, in words; empty when all workers run.
   [[nodiscard]] std::string degraded() const;
   /// A row a slot, all its incarnations together.
@@ -75,6 +79,10 @@ class Supervisor {
     ProcessTotals past;  // of the incarnations that have ended
     bool ever_ready = false;
     int failures_in_row = 0;
+    // Of the worker that runs: its turns and echoes when last looked at, and for how many looks it has
+    // owed one.
+    std::uint64_t progress = 0;
+    int looks_in_debt = 0;
   };
 
   void spawn(std::size_t slot);
@@ -82,6 +90,8 @@ class Supervisor {
   void on_ended(std::size_t slot);
   void replace(std::size_t slot);
   void check_start();
+  void look_after_workers();
+  void look_after(Slot& slot);
 
   EventLoop& loop_;
   const ServerOptions& options_;
@@ -90,6 +100,7 @@ class Supervisor {
   SharedArray<Counter> active_;
   std::vector<Slot> slots_;
   std::uint64_t deaths_ = 0;
+  std::uint64_t stuck_ = 0;
   bool stopping_ = false;
 };
 

@@ -195,6 +195,13 @@ struct MethodFacts {
   /// Option strings worth testing beside the default, such as "auth=off".
   std::vector<std::string_view> variants = {};
 
+  /// Why the acceptor cannot keep a copy of a connection that a worker serves; null when it can.
+  [[nodiscard]] const char* why_not_retained() const {
+    return kernel_dispatches     ? "the acceptor never has the connection"
+           : consumes_connection ? "the acceptor's copy is no connection any more"
+           : connections_stay    ? "the connections stay in the acceptor anyway"
+                                 : nullptr;
+  }
   /// Who else than the acceptor chooses a connection's worker, in words; null when nobody does.
   [[nodiscard]] const char* who_chooses() const {
     return kernel_dispatches ? "the kernel dispatches"

@@ -2,8 +2,10 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <linux/tcp.h>
 #include <netdb.h>
+#include <sys/ioctl.h>
 
 #include <algorithm>
 #include <cstring>
@@ -14,6 +16,13 @@
 #include "ipc/usage.hpp"
 
 namespace c10k {
+namespace {
+
+// include/net/tcp_states.h. <netinet/tcp.h> names them too, but not beside <linux/tcp.h>.
+constexpr int tcp_established = 1;
+constexpr int tcp_close_wait = 8;
+
+}  // namespace
 
 SocketAddress::SocketAddress(const sockaddr* address, socklen_t size) : size_(size) {
   std::memcpy(&storage_, address, size);
@@ -120,6 +129,21 @@ AcceptQueue accept_queue(int listener) {
   checked([&] { return ::getsockopt(listener, IPPROTO_TCP, TCP_INFO, &info, &size); },
           "getsockopt TCP_INFO of listener {}", listener);
   return {info.tcpi_unacked, info.tcpi_sacked};
+}
+
+StreamProgress stream_progress(int connection) {
+  tcp_info info{};
+  socklen_t size = sizeof info;
+  int unread = 0;
+  int unsent = 0;
+  if (::getsockopt(connection, IPPROTO_TCP, TCP_INFO, &info, &size) != 0 ||
+      ::ioctl(connection, SIOCINQ, &unread) != 0 || ::ioctl(connection, SIOCOUTQ, &unsent) != 0)
+    return {};
+  // The end of the client's stream counts as a byte received, and not as one that is unread.
+  const bool client_ended = info.tcpi_state == tcp_close_wait;
+  return {info.tcpi_bytes_received - static_cast<std::uint64_t>(unread) - (client_ended ? 1 : 0),
+          info.tcpi_bytes_acked + static_cast<std::uint64_t>(unsent),
+          client_ended || info.tcpi_state == tcp_established};
 }
 
 ListenDropCounters::ListenDropCounters()

@@ -59,6 +59,15 @@ struct AcceptQueue {
 };
 [[nodiscard]] AcceptQueue accept_queue(int listener);
 
+/// How far a connection that this end accepted has got, whichever process has read and written.
+struct StreamProgress {
+  std::uint64_t read = 0;         ///< Bytes taken out of the receive queue.
+  std::uint64_t written = 0;      ///< Bytes put into the send queue, acknowledged or not.
+  bool open_for_writing = false;  ///< Established, or only the client has ended its stream.
+};
+/// By TCP_INFO, SIOCINQ and SIOCOUTQ (tcp(7)). A connection that has failed is not open.
+[[nodiscard]] StreamProgress stream_progress(int connection);
+
 /// Connections refused a place in any accept queue of this network namespace.
 struct ListenDrops {
   std::uint64_t overflows = 0;  ///< ListenOverflows: the queue was full.

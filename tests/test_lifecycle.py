@@ -185,7 +185,7 @@ class WorkerDeath(unittest.TestCase):
 
     @for_each(dispatched_shapes)
     def test_what_a_dead_worker_had_not_received_is_redelivered(self, shape: Shape) -> None:
-        with shape.start("--dispatch", "round-robin") as server:
+        with shape.start("--dispatch", "round-robin", "--worker-deadline", "0") as server:
             victim = server.worker_pid(0)
             support.stop_process(victim)
             with connections(server.address, 20) as socks:
@@ -244,7 +244,10 @@ class StuckWorker(unittest.TestCase):
     @for_each(lambda: method_shapes() + completion_shapes())
     def test_what_clients_send_meanwhile_is_bounded_and_arrives(self, shape: Shape) -> None:
         data = bytes(range(256)) * 2048
-        with shape.start(workers=1) as server, connections(server.address, scaled(100, 20)) as socks:
+        with (
+            shape.start("--worker-deadline", "0", workers=1) as server,
+            connections(server.address, scaled(100, 20)) as socks,
+        ):
             for sock in socks:
                 echo(sock)
             before = support.rss_bytes(server.pid)

@@ -80,6 +80,10 @@ def pinned(cpu: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+NO_DEADLINE = ("--worker-deadline", "0")
+"""For a test that stops workers: none of them is replaced for it."""
+
+
 class Steering(unittest.TestCase):
     """reuseport:steer=..."""
 
@@ -114,7 +118,7 @@ class Steering(unittest.TestCase):
         for drain in ("all", "one"):
             with (
                 self.subTest(drain=drain),
-                start("reuseport:steer=least-loaded", "--accept-drain", drain, workers=3) as server,
+                start("reuseport:steer=least-loaded", "--accept-drain", drain, *NO_DEADLINE, workers=3) as server,
             ):
                 workers = [row["pid"] for row in workers_of(server.report())]
                 for pid in workers:
@@ -133,7 +137,10 @@ class Steering(unittest.TestCase):
 
     def test_least_loaded_forgets_what_never_came(self) -> None:
         # SYNs that were steered to a worker and dropped there: it will never see them come.
-        with start("reuseport:steer=least-loaded", "--backlog", "1") as server, contextlib.ExitStack() as stack:
+        with (
+            start("reuseport:steer=least-loaded", "--backlog", "1", *NO_DEADLINE) as server,
+            contextlib.ExitStack() as stack,
+        ):
             socks = []
             for _ in range(40):  # one by one: the queue holds no more
                 socks += stack.enter_context(connections(server.address, 1))
@@ -252,7 +259,7 @@ class DeathWithAFullQueue(unittest.TestCase):
         """What each slot has accepted of 60 connections, half of them (by the hash) made to a worker that is
         then killed, before anybody accepted one."""
         count = 60
-        with start(ipc) as server:
+        with start(ipc, *NO_DEADLINE) as server:
             victim, other = (server.worker_pid(slot) for slot in (0, 1))
             for pid in (victim, other):
                 support.stop_process(pid)
@@ -288,7 +295,7 @@ class DeathWithAFullQueue(unittest.TestCase):
 
     def test_the_queues_outlive_all_workers(self) -> None:
         for ipc in ("reuseport", *(f"reuseport:migrate=on,steer={s}" for s in ("hash", "cpu", "least-loaded"))):
-            with self.subTest(ipc=ipc), start(ipc) as server:
+            with self.subTest(ipc=ipc), start(ipc, *NO_DEADLINE) as server:
                 for _ in range(2):
                     victims = [server.worker_pid(slot) for slot in (0, 1)]
                     for pid in victims:
@@ -376,7 +383,11 @@ class AcceptLocks(unittest.TestCase):
             for loop in self.LOOPS:
                 with (
                     self.subTest(wait=wait, loop=loop),
-                    start(f"inherited-listener:wait={wait}", "--loop", loop, workers=3) as server,
+                    start(
+                        f"inherited-listener:wait={wait}",
+                        *("--loop", loop, *NO_DEADLINE),  # with one, workers are looked after by a timer
+                        workers=3,
+                    ) as server,
                 ):
                     code, result, err = run_client(
                         server.target, "--connections", "32", "--requests", "500", "--duration", str(BOUND_S)

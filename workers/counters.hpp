@@ -78,6 +78,12 @@ struct alignas(64) ProcessCounters {
   std::array<Counter, max_outstanding> consumed_copies;
   /// Counts when the worker begins to receive and when what came has been counted: odd in between.
   Counter receive_steps;
+  /// Turns of the worker's loop: what stands still for one that is stuck.
+  Counter turns;
+  /// When the acceptor retains its copies: ConnectionTag::copy of the n-th connection that has ended
+  /// here, at n modulo the size. `ended` stays at most the size ahead of `ended_seen`.
+  std::array<Counter, max_outstanding> ended_copies;
+  Counter ended;
 
   rusage at_ready{};  ///< What the process had used up when it was ready to serve.
 
@@ -85,6 +91,7 @@ struct alignas(64) ProcessCounters {
   /// is above it is open there too, so closing it here alone would neither end its events nor its
   /// life.
   alignas(64) Counter released;
+  Counter ended_seen;  ///< Written by the acceptor: how far it has read ended_copies.
 };
 
 }  // namespace c10k

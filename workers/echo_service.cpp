@@ -2,7 +2,15 @@
 
 #include <unistd.h>
 
+#include <utility>
+
 namespace c10k {
+namespace {
+
+/// How soon to look whether the acceptor has read what it was told. It reads at each of its turns.
+constexpr std::int64_t ended_retry_ns = 2'000'000;
+
+}  // namespace
 
 EchoService::EchoService(Loop& loop, const EchoOptions& options, ProcessCounters& counters)
     : options_(options), counters_(counters), loop_(loop) {
@@ -19,6 +27,7 @@ void EchoService::count_opened(EchoConnection& connection, Received received,
                                std::uint64_t sequence) {
   connection.fd = std::move(received.fd);
   connection.sequence = sequence;
+  connection.copy = received.tag.copy;
   connection.redelivered = received.tag.attempt != 0;
   ++active_;
   touch(connection);
@@ -32,10 +41,29 @@ void EchoService::count_echo(EchoConnection& connection, std::size_t bytes) {
 
 void EchoService::count_closed(EchoConnection& connection) {
   connection.unlink();
+  // Before it counts as finished: what is counted here is not handed to somebody else after our death.
+  if (options_.report_ended && connection.sequence != 0) {
+    ended_.push_back(connection.copy);
+    publish_ended();
+  }
   counters_.finished.add();
   if (connection.redelivered) counters_.finished_redelivered.add();
   --active_;
   if (on_closed_) on_closed_();
+}
+
+void EchoService::publish_ended() {
+  std::uint64_t ended = counters_.ended.get();
+  while (!ended_.empty() && ended - counters_.ended_seen.get() < max_outstanding) {
+    counters_.ended_copies[++ended % max_outstanding].set(ended_.front());
+    ended_.pop_front();
+  }
+  counters_.ended.set(ended);
+  if (ended_.empty() || std::exchange(ended_later_, true)) return;
+  loop_.after(ended_retry_ns, [this] {
+    ended_later_ = false;
+    publish_ended();
+  });
 }
 
 }  // namespace c10k

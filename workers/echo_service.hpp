@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -18,6 +19,7 @@ struct EchoOptions {
   bool close_after_echo = false;     ///< One echo, then close (what the original experiment does).
   ServiceTime service_time;          ///< Burnt for each read that brings bytes.
   std::int64_t idle_timeout_ns = 0;  ///< Close what has moved no byte for so long; 0: never.
+  bool report_ended = false;         ///< The acceptor retains copies: tell it which have ended.
 };
 
 /// Echoes on any number of connections over one loop: by readiness (ReadinessEcho) or by completions
@@ -50,6 +52,7 @@ class EchoService {
   struct EchoConnection : DueMember {
     OwnedFd fd;
     std::uint64_t sequence = 0;
+    std::uint32_t copy = 0;  // the acceptor's
     bool redelivered = false;
     /// Read, but not yet taken by the kernel; empty unless the client is slow.
     std::vector<char> pending;
@@ -75,8 +78,12 @@ class EchoService {
   ProcessCounters& counters_;
 
  private:
+  void publish_ended();
+
   Loop& loop_;
   std::size_t active_ = 0;
+  std::deque<std::uint32_t> ended_;  // copies the acceptor has no room to be told of yet
+  bool ended_later_ = false;
   std::function<void()> on_closed_;
   std::unique_ptr<DueList<EchoConnection>>
       idle_;  // with an idle timeout: when each has had its time

@@ -32,6 +32,7 @@ Worker::Worker(const LoopEntry& loop, std::unique_ptr<ConnectionSource> source, 
                                [this] { take_batch(); })) {
   active_[slot_].set(0);
   service().on_closed([this] { count_closed(); });
+  this->loop().at_end_of_turn([this] { counters_.turns.add(); });
 }
 
 Worker::~Worker() {
@@ -190,6 +191,25 @@ class AcceptorWatch : public EventHandler {
   OwnedFd pidfd_;
 };
 
+/// The acceptor pokes a worker of which it has not heard: that makes its loop turn.
+class PokeWatch : public EventHandler {
+ public:
+  PokeWatch(Loop& loop, int control) : loop_(loop), control_(control) {
+    loop_.watch(control_, {.read = true, .level = true}, *this);
+  }
+  void on_ready(Readiness) override {
+    char byte = 0;
+    const ssize_t got = ::recv(control_, &byte, 1, MSG_DONTWAIT);
+    // Its end is the acceptor's, which the pidfd tells.
+    if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR))
+      loop_.forget(control_, Removal::still_open);
+  }
+
+ private:
+  Loop& loop_;
+  int control_;
+};
+
 }  // namespace
 
 int run_worker_process(const LoopEntry& loop, std::unique_ptr<ConnectionSource> source,
@@ -202,6 +222,7 @@ int run_worker_process(const LoopEntry& loop, std::unique_ptr<ConnectionSource> 
     return number == SIGQUIT ? worker.end_drain() : worker.drain();
   });
   const AcceptorWatch watch(worker, acceptor);
+  PokeWatch pokes(worker.loop(), control.get());
   checked([&] { return ::send(control.get(), "r", 1, MSG_NOSIGNAL); }, "send to the acceptor");
   worker.run();
   return 0;
