@@ -35,19 +35,18 @@ struct DispatchCounts {
   std::uint64_t load_error_max = 0;
 };
 
-/// Which connections the acceptor keeps a copy of after their worker has them (--retain), for the case
-/// that it dies.
+/// How long the acceptor keeps a copy of a connection that a worker has (--retain), and which of them
+/// another worker takes over when that one dies.
 enum class Retain : std::uint8_t {
-  none,
-  untouched,         ///< Another worker takes over what nothing was read from and written to.
-  between_requests,  ///< It also takes over a connection of which all that was read has been echoed.
+  none,              ///< Until it sees that the worker has it: what nothing was read from or written to.
+  untouched,         ///< To its end: the same.
+  between_requests,  ///< To its end: also that of which all that was read has been echoed.
 };
 
 class Dispatcher {
  public:
-  /// `shared_channel`: all workers pull from one channel, whichever sink is used.
-  Dispatcher(EventLoop& loop, std::size_t workers, const PolicyEntry& policy, bool shared_channel,
-             Retain retain);
+  Dispatcher(EventLoop& loop, std::size_t workers, const PolicyEntry& policy,
+             const MethodFacts& method, Retain retain);
   ~Dispatcher();
   Dispatcher(const Dispatcher&) = delete;
   Dispatcher& operator=(const Dispatcher&) = delete;
@@ -102,7 +101,8 @@ class Dispatcher {
   EventLoop& loop_;
   const PolicyEntry& policy_entry_;
   std::unique_ptr<DispatchPolicy> policy_;
-  bool shared_channel_;
+  bool shared_channel_;    // all workers pull from one channel, whichever sink is used
+  bool copies_are_whole_;  // a copy is the connection, also when a worker has received it
   Retain retain_;
   std::deque<Received> pending_;
   KeptCopies kept_;

@@ -39,8 +39,7 @@ class PoolServer : public EventHandler {
                            return facts_.kernel_dispatches || dispatcher_.open(worker.slot) != 0;
                          },
                      .all_ended = [this] { loop_.stop(); }}),
-        dispatcher_(loop_, options.workers, *options.policy, facts_.shared_channel,
-                    retain_of(options)),
+        dispatcher_(loop_, options.workers, *options.policy, facts_, retain_of(options)),
         gate_(loop_, options.worker.echo.idle_timeout_ns,
               {.pass = [this](Received connection) { pass(std::move(connection)); },
                .timed_out = [this](Received) { count_timed_out(); }}),
@@ -56,6 +55,7 @@ class PoolServer : public EventHandler {
     });
     loop_.run();
     if (announced_) frame_.write_report();
+    if (!supervisor_.failure().empty()) throw std::runtime_error(supervisor_.failure());
     return 0;
   }
 
