@@ -83,10 +83,13 @@ class Dispatcher::Channel : public EventHandler {
         finished_when_full_ = counters.finished.get();
       } else {
         ++received_;
-        if (retain) {
+        if (!retain) {
+          dispatcher_.kept_.take(number);
+        } else if (dispatcher_.kept_.retained_open() < dispatcher_.most_retained_) {
           dispatcher_.kept_.retain(number, worker_.slot);
         } else {
-          dispatcher_.kept_.take(number);
+          dispatcher_.kept_.retain_number(number, worker_.slot);
+          ++dispatcher_.counts_.not_retained;
         }
       }
       ++left;
@@ -185,13 +188,14 @@ class Dispatcher::Channel : public EventHandler {
 };
 
 Dispatcher::Dispatcher(EventLoop& loop, std::size_t workers, const PolicyEntry& policy,
-                       const MethodFacts& method, Retain retain)
+                       const MethodFacts& method, Retain retain, std::size_t most_retained)
     : loop_(loop),
       policy_entry_(policy),
       policy_(policy.make()),
       shared_channel_(method.shared_channel),
       copies_are_whole_(method.why_not_retained() == nullptr),
       retain_(retain),
+      most_retained_(most_retained),
       channels_(workers),
       loads_(workers) {
   counts_.handed.resize(workers);
@@ -399,7 +403,7 @@ void Dispatcher::collect() {
 }
 
 void Dispatcher::schedule() {
-  if (timer_ != 0 || (in_hand_off() == 0 && retained() == 0)) return;
+  if (timer_ != 0 || (in_hand_off() == 0 && kept_.retained() == 0)) return;
   std::int64_t delay = retry_ns;
   if (pending_.empty()) {
     idle_delay_ns_ = std::clamp(idle_delay_ns_ * 2, first_look_ns, longest_look_ns);

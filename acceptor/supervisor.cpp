@@ -269,9 +269,8 @@ std::string Supervisor::degraded() const {
   std::string text;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     if (slots_[i].worker || (stopping_ && !slots_[i].abandoned)) continue;
-    text += fmt::format(
-        "{}worker {} {}", text.empty() ? "" : ", ", i,
-        slots_[i].abandoned ? "asked not to be restarted" : "waits to be replaced");
+    text += fmt::format("{}worker {} {}", text.empty() ? "" : ", ", i,
+                        slots_[i].abandoned ? "asked not to be restarted" : "waits to be replaced");
   }
   return text;
 }

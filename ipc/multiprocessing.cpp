@@ -213,8 +213,7 @@ void send_handle(int connection, int handle, const Dialect& dialect) {
     message.header.msg_controllen = 0;
     sent = send();
   }
-  if (sent != 1)
-    throw PeerGone("sendmsg: the other side of the rendezvous is gone");
+  if (sent != 1) throw PeerGone("sendmsg: the other side of the rendezvous is gone");
 }
 
 OwnedFd receive_handle(int connection, const Dialect& dialect, int& error) {

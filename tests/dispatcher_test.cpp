@@ -64,11 +64,11 @@ class FakeWorker {
 
 class WorkerDeath : public ::testing::Test {
  protected:
-  void start(Retain retain, const MethodFacts& facts = {}) {
+  void start(Retain retain, const MethodFacts& facts = {}, std::size_t most_retained = 10) {
     before_ = open_descriptors();
     loop_ = std::make_unique<EventLoop>(epoll_poller());
-    dispatcher_ = std::make_unique<Dispatcher>(
-        *loop_, 2, find_dispatch_policy("round-robin"), facts, retain);
+    dispatcher_ = std::make_unique<Dispatcher>(*loop_, 2, find_dispatch_policy("round-robin"),
+                                               facts, retain, most_retained);
     for (std::size_t slot = 0; slot < 2; ++slot) {
       workers_.push_back(std::make_unique<FakeWorker>(slot));
       dispatcher_->worker_ready(workers_[slot]->process());
@@ -215,6 +215,21 @@ TEST_F(WorkerDeath, RetainedIsKeptUntilItEnds) {
   EXPECT_EQ(dispatcher_->retained(), 0U);
   EXPECT_EQ(victim().counters().ended_seen.get(), 1U);
   expect_closed();
+}
+
+TEST_F(WorkerDeath, WithoutADescriptorToKeepItNothingIsRetained) {
+  start(Retain::between_requests, {}, 0);
+  victim().count_received();
+  dispatcher_->collect();
+  EXPECT_EQ(dispatcher_->counts().not_retained, 1U);
+  EXPECT_EQ(dispatcher_->retained(), 0U);
+  dispatcher_->add({tcp_pair().accepted, {.id = 2}});  // its copy gets a number of its own
+  dispatcher_->flush();
+  EXPECT_EQ(dispatcher_->in_hand_off(), 1U);
+  kill();
+  EXPECT_EQ(dispatcher_->counts().rescued[0], 0U);
+  EXPECT_EQ(dispatcher_->in_hand_off(), 1U);
+  EXPECT_TRUE(ends(client_.get()));
 }
 
 TEST_F(WorkerDeath, ACopyThatIsNoConnectionAnyMoreIsNotHandedOver) {
