@@ -35,8 +35,9 @@ class Dispatcher::Channel : public EventHandler {
   /// Handed to the worker and not ended, as far as its counters say by now.
   [[nodiscard]] std::uint64_t open() const {
     const std::uint64_t begun = in_flight_ + batch_.size() + seen_;
-    const std::uint64_t ended =
-        worker_.counters().refused.get() + worker_.counters().finished.get();
+    const std::uint64_t ended = worker_.counters().refused.get() +
+                                worker_.counters().finished.get() +
+                                worker_.counters().handed_back.get();
     return begun > ended ? begun - ended : 0;
   }
 
@@ -101,24 +102,33 @@ class Dispatcher::Channel : public EventHandler {
   /// The books go by what it said, as its connections do.
   void settle_counters() { worker_.counters().received.set(received_); }
 
-  /// Closes the copies of what has ended in the worker. Returns how many.
-  std::size_t collect_ended() {
+  /// How many connections have ended in the worker. To be read before collect(): those must have been seen
+  /// to arrive.
+  [[nodiscard]] std::uint64_t ended() const { return worker_.counters().ended.get(); }
+  /// Closes the copies of what has ended in the worker, and puts what it has given up alive among what
+  /// waits. Returns how many.
+  std::size_t collect_ended(std::uint64_t ended) {
     ProcessCounters& counters = worker_.counters();
-    const std::uint64_t ended = counters.ended.get();
     if (ended == ended_seen_ || ended - ended_seen_ > max_outstanding) return 0;
     std::size_t closed = 0;
     while (ended_seen_ < ended) {
       ++ended_seen_;
-      const std::uint64_t number = counters.ended_copies[ended_seen_ % max_outstanding].get();
+      const std::uint64_t record = counters.ended_copies[ended_seen_ % max_outstanding].get();
+      const std::uint64_t number = record & ~handed_back_flag;
       if (!dispatcher_.kept_.is_retained(number) ||
           dispatcher_.kept_.channel_of(number) != worker_.slot)
         continue;
-      dispatcher_.kept_.take(number);
+      Received copy = dispatcher_.kept_.take(number);
       ++closed;
+      if ((record & handed_back_flag) == 0) continue;
+      ++dispatcher_.counts_.handed_back[worker_.slot];
+      ++handed_back_;
+      dispatcher_.pending_.push_back(std::move(copy));
     }
     counters.ended_seen.set(ended_seen_);
     return closed;
   }
+  [[nodiscard]] std::uint64_t handed_back() const { return handed_back_; }
   void release() { worker_.counters().released.set(seen_); }
 
   void unblock() {
@@ -179,6 +189,7 @@ class Dispatcher::Channel : public EventHandler {
   std::uint64_t seen_ = 0;
   std::uint64_t received_ = 0;  // those of them that were not refused
   std::uint64_t ended_seen_ = 0;
+  std::uint64_t handed_back_ = 0;
   std::uint64_t step_ = 0;
   std::uint64_t finished_when_full_ = 0;
   bool full_ = false;
@@ -201,6 +212,7 @@ Dispatcher::Dispatcher(EventLoop& loop, std::size_t workers, const PolicyEntry& 
   counts_.handed.resize(workers);
   counts_.taken_back.resize(workers);
   counts_.rescued.resize(workers);
+  counts_.handed_back.resize(workers);
 }
 
 Dispatcher::~Dispatcher() {
@@ -218,9 +230,12 @@ void Dispatcher::worker_ended(WorkerProcess& worker) {
   std::vector<Received> again;
   // Of what it had received, the copies not closed yet may be fit for somebody else. (One that it had
   // served to its end is not: as long as there was a copy, it ended the connection by a shutdown.)
+  const std::uint64_t ended = channel->ended();
   channel->collect(again, copies_are_whole_);
   channel->settle_counters();
-  channel->collect_ended();
+  channel->collect_ended(ended);
+  // It counts no more, and it may have died between saying what it gives up and counting that.
+  worker.counters().handed_back.set(channel->handed_back());
   std::vector<Received> rescued = rescue(worker.slot);
   if (shared_channel_) {
     // What it was sent is anybody's. What it had pulled and not counted is not known yet.
@@ -329,6 +344,10 @@ bool Dispatcher::all_full() const {
 }
 
 void Dispatcher::flush() {
+  if (handing_on_) {
+    successor_->send(pending_);
+    return schedule();
+  }
   while (!pending_.empty() && !settling_) {
     // A full worker has fewer connections than the others: a policy that goes by load would choose it
     // again and again. When all are full they are asked nevertheless, and the attempts are counted.
@@ -379,8 +398,9 @@ std::size_t Dispatcher::collect_workers() {
   for (std::size_t slot = 0; slot < channels_.size(); ++slot) {
     if (!channels_[slot]) continue;
     std::vector<Received> refused;
+    const std::uint64_t ended = channels_[slot]->ended();
     moved += channels_[slot]->collect(refused, retain_ != Retain::none);
-    moved += channels_[slot]->collect_ended();
+    moved += channels_[slot]->collect_ended(ended);
     if (refused.empty()) continue;
     take_back(slot, refused);
     redeliver(slot, std::move(refused), true);
@@ -399,6 +419,7 @@ void Dispatcher::collect() {
   }
   settle();
   if (when_empty_ && in_hand_off() == 0) std::exchange(when_empty_, nullptr)();
+  if (when_gone_ && in_hand_off() == 0 && retained() == 0) std::exchange(when_gone_, nullptr)();
   schedule();
 }
 
@@ -438,7 +459,7 @@ void Dispatcher::shed_if_starved() {
 }
 
 std::size_t Dispatcher::in_hand_off() const {
-  return pending_.size() + kept_.size();
+  return pending_.size() + kept_.size() + on_their_way();
 }
 
 std::size_t Dispatcher::open() const {
@@ -461,7 +482,27 @@ void Dispatcher::abandon() {
   abandoning_ = true;
   counts_.abandoned += pending_.size();
   pending_.clear();
+  if (successor_) successor_->leave();
   if (when_empty_) std::exchange(when_empty_, nullptr)();
+}
+
+void Dispatcher::hand_on(OwnedFd successor) {
+  handing_on_ = true;
+  successor_ =
+      std::make_unique<HandOn>(loop_, std::move(successor),
+                               HandOn::Hooks{.moved = [this] { flush(); },
+                                             .returned =
+                                                 [this](std::vector<Received> ours, bool gone) {
+                                                   if (gone) handing_on_ = false;
+                                                   for (std::size_t i = ours.size(); i > 0; --i)
+                                                     pending_.push_front(std::move(ours[i - 1]));
+                                                   flush();
+                                                 }});
+}
+
+void Dispatcher::when_gone(std::function<void()> action) {
+  if (in_hand_off() == 0 && retained() == 0) return action();
+  when_gone_ = std::move(action);
 }
 
 }  // namespace c10k

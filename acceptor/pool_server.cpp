@@ -50,7 +50,8 @@ class PoolServer : public EventHandler {
         gate_(loop_, options.worker.echo.idle_timeout_ns,
               {.pass = [this](Received connection) { pass(std::move(connection)); },
                .timed_out = [this](Received) { count_timed_out(); }}),
-        signals_(loop_, {SIGTERM, SIGINT, SIGUSR1}, [this](int number) { on_signal(number); }) {}
+        signals_(loop_, {SIGTERM, SIGINT, SIGUSR1, SIGHUP},
+                 [this](int number) { on_signal(number); }) {}
 
   int run() {
     // Before a timer or thread of this process exists, so that the children inherit as little as
@@ -77,11 +78,27 @@ class PoolServer : public EventHandler {
     if (announced_ || !supervisor_.all_ready()) return;
     announced_ = true;
     ::getrusage(RUSAGE_SELF, &counters().at_ready);
-    if (!facts_.kernel_dispatches) {
-      loop_.watch(frame_.listener(), {.read = true, .level = true}, *this);
-      accepting_ = true;
-    }
-    frame_.announce(loop_, [this] { return report(); });
+    ServerFrame::Hooks hooks{.report = [this] { return report(); },
+                             .retire = [this](bool adopts) { retire(adopts); },
+                             .look_again = [this] { look_again(); }};
+    if (!facts_.kernel_dispatches) hooks.adopt = [this](OwnedFd fd) { adopt(std::move(fd)); };
+    frame_.announce(loop_, std::move(hooks));
+    if (facts_.kernel_dispatches) return supervisor_.look_again();
+    loop_.watch(frame_.listener(), {.read = true, .level = true}, *this);
+    accepting_ = true;
+  }
+
+  /// The server that was taken over has stopped looking at the listeners. (This process's own wait for its
+  /// listener is not exclusive, and misses nothing.)
+  void look_again() {
+    if (facts_.kernel_dispatches) supervisor_.look_again();
+  }
+
+  /// A live connection of the server that was taken over.
+  void adopt(OwnedFd fd) {
+    counters().adopted.add();
+    dispatcher_.add({std::move(fd), reader_.next_tag()});
+    passed_ = true;
   }
 
   void worker_ended(WorkerProcess& worker) {
@@ -150,6 +167,7 @@ class PoolServer : public EventHandler {
       if (announced_) frame_.try_write_report();
       return;
     }
+    if (number == SIGHUP) return frame_.start_successor();
     if (!announced_) {  // not yet started: nothing is served, so there is nothing to drain
       supervisor_.stop();
       supervisor_.stop();
@@ -163,12 +181,42 @@ class PoolServer : public EventHandler {
   void drain() {
     if (draining_) return give_up();
     draining_ = true;
+    frame_.stop_upgrades();
     gate_.open();
     dispatcher_.flush();
     loop_.after(options_.worker.drain_timeout_ns, [this] { give_up(); });
     if (!accepting_) return stop_accepting();
     last_accept_ = counters().accepted.get() + accept_queue(frame_.listener()).length;
     accept_batch();
+  }
+
+  /// A successor is ready. What waits in the accept queues is its own.
+  void retire(bool adopts) {
+    draining_ = true;
+    loop_.after(options_.worker.drain_timeout_ns, [this] {
+      give_up();
+      supervisor_.stop();  // and at once
+    });
+    if (accepting_) loop_.forget(frame_.listener(), Removal::still_open);
+    accepting_ = false;
+    if (facts_.kernel_dispatches) {
+      return supervisor_.retire([this] {
+        frame_.upgrade()->left();
+        close_listeners();
+      });
+    }
+    frame_.upgrade()->left();
+    close_listeners();
+    const bool moves = adopts && options_.retain;
+    if (moves) dispatcher_.hand_on(frame_.upgrade()->take_channel());
+    gate_.open();
+    dispatcher_.flush();
+    dispatcher_.when_empty([this, moves] {
+      if (!moves) return stop_workers();
+      // All are in workers now, and each of those comes back that stands between requests.
+      supervisor_.retire([] {});
+      dispatcher_.when_gone([this] { stop_workers(); });
+    });
   }
 
   void stop_accepting() {
@@ -217,11 +265,13 @@ class PoolServer : public EventHandler {
     rusage usage{};
     ::getrusage(RUSAGE_SELF, &usage);
     acceptor.add(usage, counters().at_ready);
-    result.in_hand_off = dispatcher_.waiting() + gate_.size();
+    acceptor.handed_on = dispatcher_.handed_on();
+    result.in_hand_off = dispatcher_.waiting() + dispatcher_.on_their_way() + gate_.size();
     for (ProcessTotals& worker : supervisor_.totals()) {
       acceptor.handed += dispatched.handed[worker.slot];
-      result.in_hand_off +=
-          dispatched.handed[worker.slot] - dispatched.taken_back[worker.slot] - worker.received;
+      result.in_hand_off += dispatched.handed[worker.slot] - dispatched.taken_back[worker.slot] -
+                            worker.received + worker.handed_back -
+                            dispatched.handed_back[worker.slot];
       worker.lost -= std::min(worker.lost, dispatched.rescued[worker.slot]);
       result.processes.push_back(std::move(worker));
     }

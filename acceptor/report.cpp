@@ -29,10 +29,15 @@ void ProcessTotals::add(const ProcessCounters& counters, bool alive) {
   // between then stands in the books as open, and they balance while the process runs.
   const std::uint64_t redelivered_now = counters.finished_redelivered.get();
   const std::uint64_t finished_now = counters.finished.get();
+  const std::uint64_t handed_back_now = counters.handed_back.get();
   const std::uint64_t shed_now = counters.shed.get();
   const std::uint64_t accepted_now = counters.accepted.get();
   const std::uint64_t received_now = counters.received.get();
-  (alive ? active : lost) += received_now + accepted_now - shed_now - finished_now;
+  const std::uint64_t adopted_now = counters.adopted.get();
+  (alive ? active : lost) +=
+      received_now + accepted_now + adopted_now - shed_now - finished_now - handed_back_now;
+  adopted += adopted_now;
+  handed_back += handed_back_now;
   finished += finished_now;
   finished_redelivered += redelivered_now;
   accepted += accepted_now;
@@ -62,6 +67,9 @@ void ProcessTotals::add(const rusage& usage, const rusage& since) {
 void ProcessTotals::add(const ProcessTotals& other) {
   restarts += other.restarts;
   accepted += other.accepted;
+  adopted += other.adopted;
+  handed_back += other.handed_back;
+  handed_on += other.handed_on;
   handed += other.handed;
   received += other.received;
   refused += other.refused;
@@ -96,6 +104,7 @@ nlohmann::json ProcessTotals::to_json() const {
                          {"pid", pid},
                          {"restarts", restarts},
                          {"accepted", accepted},
+                         {"adopted", adopted},
                          {"handed", handed},
                          {"received", received},
                          {"refused", refused},
@@ -104,6 +113,8 @@ nlohmann::json ProcessTotals::to_json() const {
                          {"active", active},
                          {"finished", finished},
                          {"lost", lost},
+                         {"handed_back", handed_back},
+                         {"handed_on", handed_on},
                          {"closed_idle", closed_idle},
                          {"closed_draining", closed_draining},
                          {"echoes", echoes},
@@ -196,8 +207,9 @@ nlohmann::json ServerReport::to_json() const {
   totals["worker_cpu_us"] = worker_cpu_us;
 
   const std::uint64_t served = all.finished - all.finished_redelivered;
-  const bool balanced = all.accepted == served + all.finished_redelivered + all.shed + all.lost +
-                                            all.active + in_hand_off;
+  const bool balanced = all.accepted + all.adopted == served + all.finished_redelivered + all.shed +
+                                                          all.lost + all.handed_on + all.active +
+                                                          in_hand_off;
   const nlohmann::json balance = {
       {"connections", balance_of(processes,
                                  [](const ProcessTotals& worker) {
@@ -225,10 +237,12 @@ nlohmann::json ServerReport::to_json() const {
                          {"totals", std::move(totals)},
                          {"books",
                           {{"accepted", all.accepted},
+                           {"adopted", all.adopted},
                            {"served", served},
                            {"redelivered_and_served", all.finished_redelivered},
                            {"shed", all.shed},
                            {"lost", all.lost},
+                           {"handed_on", all.handed_on},
                            {"active", all.active},
                            {"in_hand_off", in_hand_off},
                            {"balanced", balanced}}},

@@ -7,6 +7,7 @@
 #include "acceptor/dispatch_policy.hpp"
 #include "acceptor/server_run.hpp"
 #include "ipc/command_line.hpp"
+#include "ipc/control_socket.hpp"
 #include "ipc/process.hpp"
 #include "ipc/usage.hpp"
 
@@ -63,7 +64,13 @@ po::options_description describe() {
       "P)")(
       "drain-timeout", text("S", "5"),
       "after SIGTERM or SIGINT: how long clients may take to finish; a second signal ends it")(
-      "report", optional("FILE"), "JSON at exit and on SIGUSR1 (- is stdout)")(
+      "control", optional("PATH"),
+      "a socket, mode 0600, at which a new server can take this one over")(
+      "take-over", optional("PATH"),
+      "take the listeners, and the connections that it retains, from the running server with that "
+      "--control; it drains when this one is ready. SIGHUP starts the same program anew in this "
+      "way")("report", optional("FILE"),
+             "JSON at exit and on SIGUSR1 (- is stdout); %p is the process's number")(
       "stats-interval", text("S", "0"), "a line to stderr every S seconds; 0: none")(
       "list", "list strategies, loops, methods and policies: available here, or why not")(
       "json", "with --list: as JSON");
@@ -105,6 +112,15 @@ std::optional<ServerOptions> parse_server_options(int argc, char** argv) {
       ServiceTime::parse("--service-time", line->text("service-time"));
   options.worker.drain_timeout_ns = line->seconds_ns("drain-timeout", 0, 86400);
   options.report_file = or_default("report", "");
+  for (auto at = options.report_file.find("%p"); at != std::string::npos;
+       at = options.report_file.find("%p")) {
+    options.report_file.replace(at, 2, fmt::format("{}", ::getpid()));
+  }
+  options.command.assign(argv, argv + argc);
+  options.executable = path_of_this_program();
+  options.control = or_default("control", "");
+  options.take_over = or_default("take-over", "");
+  if (!options.control.empty()) ControlSocket::check(options.control, !options.take_over.empty());
   options.stats_interval_ns = line->seconds_ns("stats-interval", 0, 86400);
   if (options.stats_interval_ns != 0 && options.stats_interval_ns < 10'000'000) {
     throw UsageError("--stats-interval: give 0, or at least 0.01 seconds");
@@ -172,7 +188,9 @@ nlohmann::json ServerOptions::to_json() const {
                          {"idle_timeout_s", seconds(worker.echo.idle_timeout_ns)},
                          {"close_after_echo", worker.echo.close_after_echo},
                          {"service_time", worker.echo.service_time.text()},
-                         {"drain_timeout_s", seconds(worker.drain_timeout_ns)}};
+                         {"drain_timeout_s", seconds(worker.drain_timeout_ns)},
+                         {"control", control},
+                         {"take_over", take_over}};
   if (loop != nullptr) json["loop"] = loop->name;
   if (method.entry != nullptr) {
     json["ipc"] = method.resolved;

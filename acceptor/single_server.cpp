@@ -28,12 +28,19 @@ int run_single_server(ServerOptions& options) {
     process.add(usage, counters[0].at_ready);
     return result;
   };
-  const SignalWatch signals(worker.loop(), {SIGTERM, SIGINT, SIGUSR1}, [&](int number) {
+  const SignalWatch signals(worker.loop(), {SIGTERM, SIGINT, SIGUSR1, SIGHUP}, [&](int number) {
     if (number == SIGUSR1) return frame.try_write_report();
+    if (number == SIGHUP) return frame.start_successor();
+    frame.stop_upgrades();
     frame.close_listener();
     return worker.draining() ? worker.end_drain() : worker.drain();
   });
-  frame.announce(worker.loop(), report);
+  const auto retire = [&](bool) {
+    frame.close_listener();
+    worker.retire([&] { frame.upgrade()->left(); });
+  };
+  frame.announce(worker.loop(),
+                 {.report = report, .retire = retire, .look_again = [&] { worker.look_again(); }});
   worker.run();
   frame.write_report();
   return 0;

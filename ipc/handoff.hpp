@@ -123,7 +123,13 @@ class ConnectionSource {
   [[nodiscard]] virtual AcceptQueueReader* sole_reader() { return nullptr; }
   /// How many connections this worker has open by now: for a kernel that dispatches by load.
   virtual void report_load(std::uint64_t /*connections*/) {}
+  /// Of a listener: its accept queue ends with this process, so that a worker that leaves must take what
+  /// is in it, and what may still come. Otherwise whoever else holds it accepts that.
+  [[nodiscard]] virtual bool owns_queue() const { return false; }
 };
+
+/// The most listeners that a method may have: as many as workers.
+inline constexpr std::size_t most_listeners = 1024;
 
 /// What a method gets to open a link with.
 struct LinkRequest {
@@ -167,6 +173,24 @@ class HandoffMethod {
   virtual std::unique_ptr<Link> open(const LinkRequest& request) = 0;
   /// Closes the listeners that the method keeps for successors of dead workers.
   virtual void close_listeners() {}
+
+  // An upgrade: the server's successor, another process that may run another program, takes over what
+  // it listens with.
+
+  /// How it listens, in words that are the same for two servers if and only if one can take the other
+  /// over.
+  [[nodiscard]] virtual std::string listening(std::size_t /*workers*/) const {
+    return "one listener";
+  }
+  /// What the successor needs for that, lent: first a listener with the server's address.
+  [[nodiscard]] virtual std::vector<int> listeners(int server) const { return {server}; }
+  /// In the successor, before the first open(): the predecessor's listeners(). Returns the server's
+  /// listener. Throws std::runtime_error for descriptors that are not what they should be.
+  [[nodiscard]] virtual OwnedFd adopt_listeners(std::vector<OwnedFd> listeners,
+                                                const ListenOptions& options);
+  /// Connections go to this server's workers from now on: it has adopted the listeners and all its workers
+  /// are ready, or a successor that has said so has failed.
+  virtual void claim_listeners(const ListenOptions& /*options*/) {}
   /// The worker in a slot has ended and been reaped. Its successor gets a link of its own.
   virtual void worker_ended(std::size_t /*worker*/) {}
   /// After worker_ended(): there will be no successor. What was kept for one goes.

@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 
 #include <algorithm>
+#include <climits>
 #include <cstdio>
 #include <cstring>
 #include <vector>
@@ -127,6 +128,11 @@ ChildExit ChildProcess::wait() {
   return exit;
 }
 
+void ChildProcess::detach() noexcept {
+  pid_ = 0;
+  pidfd_.reset();
+}
+
 bool has_ended(int pidfd) {
   pollfd entry{pidfd, POLLIN, 0};
   return ::poll(&entry, 1, 0) == 1;
@@ -154,6 +160,14 @@ void close_other_descriptors(std::span<const int> keep) {
     first = std::max(first, number + 1);
   }
   close_up_to(~0U);
+}
+
+std::string path_of_this_program() {
+  std::string path(PATH_MAX, '\0');
+  const auto size = checked([&] { return ::readlink("/proc/self/exe", path.data(), path.size()); },
+                            "readlink /proc/self/exe");
+  path.resize(static_cast<std::size_t>(size));
+  return path;
 }
 
 std::size_t raise_descriptor_limit() {

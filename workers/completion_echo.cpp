@@ -224,6 +224,14 @@ void CompletionEcho::go_on_reading(Connection& connection) {
   if (!connection.has_unsent() &&
       (connection.ended || (options_.close_after_echo && connection.echoed)))
     return close(connection);
+  if (connection.leaving) {
+    // What a receive has brought by the time it is withdrawn is still ours to echo.
+    if (connection.receiving && !std::exchange(connection.withdrawing, true))
+      loop_.withdraw(connection, receive);
+    if (connection.in_flight() == 0 && !connection.has_unsent() && !connection.ended)
+      hand_back(connection);
+    return;
+  }
   if (connection.receiving) {
     const std::size_t unsent =
         connection.pending.size() - connection.pending_from + connection.more.size();
@@ -257,6 +265,21 @@ void CompletionEcho::close(Connection& connection) {
   loop_.close(std::move(connection.fd));
   connection.fd.reset();
   count_closed(connection);
+  recycle(connection);
+}
+
+void CompletionEcho::leave() {
+  for (Connection& connection : connections_) {
+    if (!can_leave(connection)) continue;
+    connection.leaving = true;
+    settle_soon(connection);
+  }
+}
+
+void CompletionEcho::hand_back(Connection& connection) {
+  loop_.close(std::move(connection.fd));
+  connection.fd.reset();
+  count_handed_back(connection);
   recycle(connection);
 }
 

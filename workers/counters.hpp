@@ -51,6 +51,8 @@ inline constexpr std::size_t max_outstanding = 1024;
 
 /// In consumed_copies: the connection was refused.
 inline constexpr std::uint64_t refused_flag = std::uint64_t{1} << 32;
+/// In ended_copies: the connection lives, and stands between requests.
+inline constexpr std::uint64_t handed_back_flag = std::uint64_t{1} << 33;
 
 /// The counters of one process; a replaced worker gets new ones.
 struct alignas(64) ProcessCounters {
@@ -62,6 +64,8 @@ struct alignas(64) ProcessCounters {
   Counter accepted;              ///< accepted by this process itself
   Counter shed;                  ///< accepted and closed at once for want of a descriptor
   Counter finished;              ///< closed, for whatever reason
+  Counter handed_back;           ///< given up alive: the acceptor's copy is the only one
+  Counter adopted;               ///< taken over alive from the server before this one
   Counter finished_redelivered;  ///< those of them that had been handed over before
   Counter closed_idle;           ///< closed by --idle-timeout
   Counter closed_draining;       ///< closed because the drain's deadline came

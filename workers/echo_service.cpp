@@ -29,6 +29,7 @@ void EchoService::count_opened(EchoConnection& connection, Received received,
   connection.sequence = sequence;
   connection.copy = received.tag.copy;
   connection.redelivered = received.tag.attempt != 0;
+  connection.leaving = false;
   ++active_;
   touch(connection);
 }
@@ -39,15 +40,19 @@ void EchoService::count_echo(EchoConnection& connection, std::size_t bytes) {
   touch(connection);
 }
 
-void EchoService::count_closed(EchoConnection& connection) {
+void EchoService::count_ended(EchoConnection& connection, bool handed_back) {
   connection.unlink();
   // Before it counts as finished: what is counted here is not handed to somebody else after our death.
   if (options_.report_ended && connection.sequence != 0) {
-    ended_.push_back(connection.copy);
+    ended_.push_back(connection.copy | (handed_back ? handed_back_flag : 0));
     publish_ended();
   }
-  counters_.finished.add();
-  if (connection.redelivered) counters_.finished_redelivered.add();
+  if (handed_back) {
+    counters_.handed_back.add();
+  } else {
+    counters_.finished.add();
+    if (connection.redelivered) counters_.finished_redelivered.add();
+  }
   --active_;
   if (on_closed_) on_closed_();
 }

@@ -42,6 +42,9 @@ class EchoService {
   virtual void serve(Received connection, std::uint64_t sequence) = 0;
   /// Closes whatever is left.
   virtual void close_all() = 0;
+  /// Gives up each connection of which the acceptor retains a copy, as soon as all that has been read from
+  /// it is echoed: it lives on, with what the kernel has received meanwhile. Those served later stay.
+  virtual void leave() = 0;
 
   [[nodiscard]] std::size_t active() const { return active_; }
   /// Calls `action` whenever a connection has been closed.
@@ -54,6 +57,7 @@ class EchoService {
     std::uint64_t sequence = 0;
     std::uint32_t copy = 0;  // the acceptor's
     bool redelivered = false;
+    bool leaving = false;  // to be given up
     /// Read, but not yet taken by the kernel; empty unless the client is slow.
     std::vector<char> pending;
     std::size_t pending_from = 0;
@@ -70,7 +74,13 @@ class EchoService {
     return connection.sequence > counters_.released.get();
   }
   /// The last that is done to a connection: it may be another one when this returns.
-  void count_closed(EchoConnection& connection);
+  void count_closed(EchoConnection& connection) { count_ended(connection, false); }
+  /// The same for one that has been given up alive.
+  void count_handed_back(EchoConnection& connection) { count_ended(connection, true); }
+  /// Whether leave() means it.
+  [[nodiscard]] bool can_leave(const EchoConnection& connection) const {
+    return connection.fd && options_.report_ended && connection.sequence != 0;
+  }
   /// The idle timeout.
   virtual void close_idle(EchoConnection& connection) = 0;
 
@@ -78,11 +88,12 @@ class EchoService {
   ProcessCounters& counters_;
 
  private:
+  void count_ended(EchoConnection& connection, bool handed_back);
   void publish_ended();
 
   Loop& loop_;
   std::size_t active_ = 0;
-  std::deque<std::uint32_t> ended_;  // copies the acceptor has no room to be told of yet
+  std::deque<std::uint64_t> ended_;  // copies the acceptor has no room to be told of yet
   bool ended_later_ = false;
   std::function<void()> on_closed_;
   std::unique_ptr<DueList<EchoConnection>>

@@ -130,6 +130,7 @@ void ReadinessEcho::flush(Connection& connection) {
   if (connection.pending_from < pending.size()) return;
   std::vector<char>().swap(pending);
   if (options_.close_after_echo) return close(connection);
+  if (connection.leaving) return hand_back(connection);
   // Registering for reading anew reports what has come meanwhile, edge or not (epoll_ctl(2), MOD).
   watch(connection, {.read = true});
 }
@@ -155,6 +156,23 @@ void ReadinessEcho::close(Connection& connection) {
   std::vector<char>().swap(connection.pending);
   free_.push_back(&connection);
   count_closed(connection);
+}
+
+/// What is read is echoed in the same call, so whoever has nothing pending stands between requests.
+void ReadinessEcho::leave() {
+  for (Connection& connection : connections_) {
+    if (!can_leave(connection)) continue;
+    connection.leaving = true;
+    if (connection.pending.empty()) hand_back(connection);
+  }
+}
+
+void ReadinessEcho::hand_back(Connection& connection) {
+  if (connection.watched) loop_.forget(connection.fd.get(), Removal::still_open);
+  connection.watched = connection.fresh = false;
+  connection.fd.reset();
+  free_.push_back(&connection);
+  count_handed_back(connection);
 }
 
 void ReadinessEcho::close_all() {

@@ -17,6 +17,7 @@ class ReadinessEcho : public EchoService {
 
   void serve(Received connection, std::uint64_t sequence) override;
   void close_all() override;
+  void leave() override;
 
  private:
   class Connection;
@@ -26,6 +27,7 @@ class ReadinessEcho : public EchoService {
   void flush(Connection& connection);
   void fail(Connection& connection, int error);
   void close(Connection& connection);
+  void hand_back(Connection& connection);
   void watch(Connection& connection, Interest interest);
   /// True when it found bytes or the end.
   bool try_read(Connection& connection);
