@@ -82,6 +82,8 @@ class Dispatcher {
   /// Gives up: closes what waits, and what a channel holds when its worker ends without it.
   void abandon();
 
+  /// With a shared channel it may receive from now on; nothing is sent for it before it is ready.
+  void worker_started(WorkerProcess& worker);
   void worker_ready(WorkerProcess& worker);
   void worker_ended(WorkerProcess& worker);
 

@@ -38,7 +38,11 @@ class PoolServer : public EventHandler {
         counters_(1),
         reader_(frame_.listener(), options.accept_drain, 1),
         supervisor_(loop_, options, frame_.listener(),
-                    {.ready = [this](WorkerProcess& worker) { worker_ready(worker); },
+                    {.started =
+                         [this](WorkerProcess& worker) {
+                           if (worker.sink) dispatcher_.worker_started(worker);
+                         },
+                     .ready = [this](WorkerProcess& worker) { worker_ready(worker); },
                      .ended = [this](WorkerProcess& worker) { worker_ended(worker); },
                      .may_have_work =
                          [this](const WorkerProcess& worker) {

@@ -173,6 +173,7 @@ void Supervisor::spawn(std::size_t index) {
   slot.looks_in_debt = 0;
   slot.exit_watch = std::make_unique<ExitWatch>(*this, index, slot.worker->child.pidfd());
   slot.control_watch = std::make_unique<ControlWatch>(*this, index, slot.worker->control.get());
+  hooks_.started(*slot.worker);
 }
 
 void Supervisor::on_ready(std::size_t index) {
