@@ -203,6 +203,23 @@ class Shipped(unittest.TestCase):
         # As many as the recorded calibration shows to be enough.
         self.assertEqual(full.repetitions_of(full.workloads[0]), max(calibration.LENGTHS))
 
+    def test_faults_has_every_method_and_retains_wherever_that_can_be(self) -> None:
+        matrix = spec.load("faults")
+        tools = Tools(BIN_DIR)
+        tools.ask()
+        methods = {entry["name"]: entry["not_retained"] for entry in tools.listed["methods"]}
+        self.assertEqual({load.fault for load in matrix.workloads}, set(spec.FAULTS))
+        for load in matrix.workloads:
+            with self.subTest(workload=load.name):
+                taken = [way for way in matrix.ways if load.takes(way)]
+                retained = {way.needs for way in taken if "--retain" in way.server}
+                self.assertTrue(load.has_rate, "a closed loop stands still with the server")
+                self.assertFalse({name for name in retained if methods[name]})
+                if load.fault != "upgrade":
+                    self.assertEqual({way.needs for way in taken}, set(methods))
+                if load.fault in ("kill", "stop"):
+                    self.assertEqual(retained, {name for name, reason in methods.items() if not reason})
+
 
 if __name__ == "__main__":
     unittest.main()

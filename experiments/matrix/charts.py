@@ -392,7 +392,8 @@ def crashes(sections: list[Section]) -> Iterator[Chart]:
             file_name("crashes", section.workload.name),
             f"{section.workload.name}: {section.workload.summary}",
             f"{kind.what} At random moments, each once all is whole again. Left is safer; the line is the exact 95 % "
-            f"interval. Lost is a connection {lost}. The server's books count what a killed worker held, echoed or not.",
+            f"interval. Lost is a connection {lost}. The server's books count what a killed worker held, echoed or "
+            "not.",
             spec,
             ("lost", "lost_low", "lost_high"),
             _sorted(section.rows, lambda row: row.lost_per_event),

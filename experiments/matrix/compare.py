@@ -12,7 +12,7 @@ from matrix import facts, layout, stats
 from matrix.figures import METRICS, Measured
 from matrix.layout import Block, Entry, number, ratio_text
 from matrix.rows import Row, Section
-from matrix.spec import UsageError
+from matrix.spec import Matrix, UsageError
 from matrix.store import Run
 from matrix.view import AXES, axis_value, natural
 

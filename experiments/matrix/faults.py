@@ -203,11 +203,13 @@ class Injector:
             if now >= deadline or any(server.ended(self._waiter, now) for server in watched):
                 return False
             if self._struck is not None:
-                self._look(now)
+                # Counted from here, so that a fault never meets what the one before has yet to be repaired for.
+                if self._look(now):
+                    due = now + self._pause()
             elif now > began + self._last_s:
                 due = deadline
-            elif now >= due:
-                due = now + (self._pause() if self._strike(now, began) else LOOK_S)
+            elif now >= due and not self._strike(now, began):
+                due = now + LOOK_S
 
     def finish(self) -> None:
         """Once the client has ended: what is under way comes to its end, and what should have been closed by then
@@ -238,16 +240,18 @@ class Injector:
         self._events.append({"at_s": round(now - began, 4), **event})
         return True
 
-    def _look(self, now: float) -> None:
+    def _look(self, now: float) -> bool:
+        """Whether all is whole again."""
         assert self._struck is not None
         event, server = self._events[-1], self._serving.child.main
         if not self._fault.is_over(event, now - self._struck):
-            return
+            return False
         event["whole_s"] = round(time.monotonic() - self._struck, 4)
         self._struck = None
         # A server that was killed has written none.
         if server != self._serving.child.main and (report := self._report()):
             self.record["earlier"].append(_kept(report))
+        return True
 
 
 def _kept(report: dict[str, Any]) -> dict[str, Any]:

@@ -178,7 +178,8 @@ def _different(losing: list[Row], safe: list[Row]) -> list[Finding]:
     if safe:
         bound = max((row.lost_per_event_interval[1] for row in safe if row.lost_per_event_interval), default=0.0)
         told = [row.way for row in losing if row.lost_per_event_interval and row.lost_per_event_interval[0] > bound]
-        versus = f" Seen to lose more than all these: {_names(told) or f'none, after so few {event}s'}." if losing else ""
+        more = _names(told) or f"none, after so few {event}s"
+        versus = f" Seen to lose more than all these: {more}." if losing else ""
         findings.append(Finding("None seen lost", "; ".join(row.way for row in safe),
                                 f"in {_events(safe)} in all: at most {number(bound)} per {event} each (95 %).{versus}"))
     return findings

@@ -73,7 +73,7 @@ def describe(row: Row, cells: list[dict[str, Any]]) -> None:
     own_deaths = min(row.worker_deaths, row.events) if kind.ends_worker else 0
     row.worker_deaths -= own_deaths
     own_lost = row.lost if kind.ends_worker else 0
-    row.faults += (row.descriptors_left or 0) + (row.processes_left or 0) + row.not_replaced - own_deaths - own_lost
+    row.faults += (row.descriptors_left or 0) + (row.processes_left or 0) - own_deaths - own_lost
 
 
 def _apart(row: Row, failed: Counter[str]) -> int:

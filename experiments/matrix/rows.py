@@ -108,7 +108,7 @@ class Row:
     hung: int | None = None  # attempts over 1 s
     whole_ms: float | None = None  # from an event until all was whole again: the median, and the longest
     whole_max_ms: float | None = None
-    not_replaced: int = 0  # workers that were stopped, and that the server did not replace
+    not_replaced: int = 0  # stopped workers that the server left alone, as it does with one that has nothing to do
     descriptors_left: int | None = None  # more than before, when nobody is connected any more
     processes_left: int | None = None  # of the server, when it has ended
 
@@ -323,7 +323,7 @@ def faults_text(row: Row) -> str:
         f"{row.lost:,} lost by the books" if row.lost else "",
         f"{row.unbalanced_reports} server reports do not balance" if row.unbalanced_reports else "",
         f"{row.worker_deaths} worker deaths" if row.worker_deaths else "",
-        f"{row.not_replaced} stopped workers were not replaced" if row.not_replaced else "",
+        f"{row.not_replaced} stopped workers were left alone" if row.not_replaced else "",
         f"left behind: {_text(left)}" if any(left.values()) else "",
         f"degraded: {row.degraded}" if row.degraded else "",
         f"{row.queue_overflows:,} queue overflows" if row.queue_overflows else "",

@@ -57,7 +57,7 @@ class Workload:
     ways: tuple[str, ...] = ()  # globs over names, groups and kinds of ways: those it is for; none: all
     not_ways: tuple[str, ...] = ()  # and of these it is for none
     fault: str = ""  # one of fault_kinds.KINDS, which happens during the load
-    every_s: float = 0.0  # on average, from one to the next
+    every_s: float = 0.0  # on average, from when all is whole again to the next
     # The cores that the processes of a cell are held to: {"acceptor": [0], "workers": [1], "client": [0]}.
     pin: dict[str, list[int]] = field(default_factory=dict)
 
@@ -165,12 +165,14 @@ NUMBER = (int, float)
 CLIENT_COUNTS = ("--connections", "--processes", "--idle")
 MATRIX_KEYS = {"schema": str, "summary": str, "repetitions": int, "baseline": str, "balance": bool, "server": dict,
                "workload": list}
-SERVER_KEYS = {"strategies": list, "methods": list, "workers": (int, list), "loops": list, "retain": list, "way": list}
+SERVER_KEYS = {"strategies": list, "methods": list, "workers": (int, list), "loops": list, "retain": list,
+               "way": list}
 WAY_KEYS = {"name": str, "argv": list, "peer": str, "client": str, "group": str}
 WORKLOAD_KEYS = {"name": str, "kind": str, "summary": str, "client": list, "limit_s": NUMBER, "expected_s": NUMBER,
                  "figure": str, "held": int, "repetitions": int, "ways": list, "not_ways": list,
                  "connections": list, "fault": str, "every_s": NUMBER, "pin": dict}
-LISTS_OF = {"connections": (int, "numbers from 1"), "workers": (int, "numbers from 1"), "retain": (bool, "true and false")}
+FROM_1 = (int, "numbers from 1")
+LISTS_OF = {"connections": FROM_1, "workers": FROM_1, "retain": (bool, "true and false")}
 
 
 def _check(table: Any, kinds: dict[str, Any], where: str) -> None:
@@ -325,7 +327,7 @@ def _check_workload(load: Workload, matrix: Matrix) -> None:
 def _check_fault(load: Workload, taken: Sequence[Way], where: str) -> None:
     _one_of(load.fault, FAULTS, f"fault in {where}:")
     if not load.every_s:
-        raise ValueError(f"{where}: with 'fault', every_s says how many seconds apart, and is above 0")
+        raise ValueError(f"{where}: with 'fault', every_s says how many seconds to the next, and is above 0")
     if load.pin or load.held or any(way.kind != "methods" for way in taken):
         raise ValueError(f"{where}: with 'fault', its ways are all methods, and there is no pin and no held")
     duration, needed = options_of(load.client).get("--duration", ""), FAULTS[load.fault].settle_s + load.every_s

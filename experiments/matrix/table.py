@@ -216,8 +216,8 @@ def _context(run: Run, all_sections: list[Section]) -> list[str]:
         paragraphs[2:2] = [
             f"Faults come at random moments, each once all is whole again. {what}",
             "Lost is an attempt without its echo, and of clients that keep their connections one that had to be "
-            "reopened; each with the exact interval of a Poisson mean, for one fault. 0 (< 3/n): none of n attempts, so at "
-            "95 % a smaller share than that. Redelivered were handed to another worker. Left are descriptors that are "
+            "reopened; each with the exact interval of a Poisson mean, for one fault. 0 (< 3/n): none of n attempts, so "
+            "at 95 % a smaller share than that. Redelivered were handed to another worker. Left are descriptors that are "
             "still open when nobody is connected, and processes that are there when the server has ended.",
             *["When the acceptor is killed, what was refused or reset until another server listened is no loss of "
               "the workers: it is counted apart."] * ("acceptor" in kinds),
