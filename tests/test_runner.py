@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from matrix_support import BOUND_S, ROOT, Case  # noqa: E402
 from matrix import pins, spec, store  # noqa: E402
 from matrix.process import Child, Waiter
-from matrix.serving import Serving  # noqa: E402
 from process_support import BIN_DIR  # noqa: E402
 
 _PR_SET_CHILD_SUBREAPER = 36
