@@ -207,7 +207,7 @@ class Shipped(unittest.TestCase):
         matrix = spec.load("faults")
         tools = Tools(BIN_DIR)
         tools.ask()
-        methods = {entry["name"]: entry["not_retained"] for entry in tools.listed["methods"]}
+        methods = {entry["name"]: entry["why_not_retained"] for entry in tools.listed["methods"]}
         self.assertEqual({load.fault for load in matrix.workloads}, set(spec.FAULTS))
         for load in matrix.workloads:
             with self.subTest(workload=load.name):

@@ -55,7 +55,7 @@ class Tools:
             if entry["name"] == way.needs:
                 if not entry["available"]:
                     return entry["reason"] or "not available here"
-                refused = entry.get("not_retained") if "--retain" in way.server else ""
+                refused = entry.get("why_not_retained") if "--retain" in way.server else ""
                 return f"--retain: with {way.needs} {refused}" if refused else ""
         return f"this c10k-server has no {way.needs} among its {way.kind}"
 
