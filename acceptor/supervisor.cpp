@@ -158,7 +158,7 @@ void Supervisor::spawn(std::size_t index) {
   keep.push_back(theirs.get());
   const pid_t acceptor = ::getpid();
   worker->child = ChildProcess::fork(
-      [&] {
+      [&, &theirs = theirs] {  // Clang before 16 does not capture a structured binding by itself
         return run_worker_process(*options_.loop, link->worker_end(), facts.kernel_dispatches,
                                   options_.worker, worker->counters(), active_.all(), index,
                                   std::move(theirs), acceptor);
