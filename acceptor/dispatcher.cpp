@@ -59,9 +59,9 @@ class Dispatcher::Channel : public EventHandler {
     return result.taken;
   }
 
-  /// Closes the copies of what the worker has received; gives back what it refused. Returns how many
-  /// left.
-  std::size_t collect(std::vector<Received>& refused) {
+  /// Closes the copies of what the worker has received, or retains them; gives back what it refused.
+  /// Returns how many left.
+  std::size_t collect(std::vector<Received>& refused, bool retain) {
     ProcessCounters& counters = worker_.counters();
     const std::uint64_t consumed = counters.consumed.get();
     if (consumed == seen_ || consumed - seen_ > max_outstanding) return 0;
@@ -81,16 +81,25 @@ class Dispatcher::Channel : public EventHandler {
         refused.push_back(dispatcher_.kept_.take(number));
         full_ = true;
         finished_when_full_ = counters.finished.get();
-      } else if (dispatcher_.retain_ != Retain::none) {
-        dispatcher_.kept_.retain(number, worker_.slot);
       } else {
-        dispatcher_.kept_.take(number);
+        ++received_;
+        if (!retain) {
+          dispatcher_.kept_.take(number);
+        } else if (dispatcher_.kept_.retained_open() < dispatcher_.most_retained_) {
+          dispatcher_.kept_.retain(number, worker_.slot);
+        } else {
+          dispatcher_.kept_.retain_number(number, worker_.slot);
+          ++dispatcher_.counts_.not_retained;
+        }
       }
       ++left;
     }
-    if (dispatcher_.retain_ == Retain::none) counters.released.set(seen_);
+    if (!retain) counters.released.set(seen_);
     return left;
   }
+  /// Of a worker that has ended: it may have died between counting what it received and saying which.
+  /// The books go by what it said, as its connections do.
+  void settle_counters() { worker_.counters().received.set(received_); }
 
   /// Closes the copies of what has ended in the worker. Returns how many.
   std::size_t collect_ended() {
@@ -168,6 +177,7 @@ class Dispatcher::Channel : public EventHandler {
   std::vector<Handover> batch_;
   std::size_t in_flight_ = 0;  // of a channel of its own
   std::uint64_t seen_ = 0;
+  std::uint64_t received_ = 0;  // those of them that were not refused
   std::uint64_t ended_seen_ = 0;
   std::uint64_t step_ = 0;
   std::uint64_t finished_when_full_ = 0;
@@ -178,12 +188,14 @@ class Dispatcher::Channel : public EventHandler {
 };
 
 Dispatcher::Dispatcher(EventLoop& loop, std::size_t workers, const PolicyEntry& policy,
-                       bool shared_channel, Retain retain)
+                       const MethodFacts& method, Retain retain, std::size_t most_retained)
     : loop_(loop),
       policy_entry_(policy),
       policy_(policy.make()),
-      shared_channel_(shared_channel),
+      shared_channel_(method.shared_channel),
+      copies_are_whole_(method.why_not_retained() == nullptr),
       retain_(retain),
+      most_retained_(most_retained),
       channels_(workers),
       loads_(workers) {
   counts_.handed.resize(workers);
@@ -204,7 +216,10 @@ void Dispatcher::worker_ended(WorkerProcess& worker) {
   Channel* channel = channels_[worker.slot].get();
   if (channel == nullptr) return;
   std::vector<Received> again;
-  channel->collect(again);
+  // Of what it had received, the copies not closed yet may be fit for somebody else. (One that it had
+  // served to its end is not: as long as there was a copy, it ended the connection by a shutdown.)
+  channel->collect(again, copies_are_whole_);
+  channel->settle_counters();
   channel->collect_ended();
   std::vector<Received> rescued = rescue(worker.slot);
   if (shared_channel_) {
@@ -226,8 +241,8 @@ void Dispatcher::worker_ended(WorkerProcess& worker) {
   flush();
 }
 
-/// Of what a dead worker had received and not ended: those that another one can go on with. The others
-/// are closed.
+/// Of the copies that a dead worker leaves, of what it had received and not ended: those that another
+/// one can go on with. The others are closed.
 std::vector<Received> Dispatcher::rescue(std::size_t slot) {
   std::vector<Received> rescued;
   for (const std::uint32_t number : kept_.numbers(slot, true)) {
@@ -236,7 +251,7 @@ std::vector<Received> Dispatcher::rescue(std::size_t slot) {
     const bool untouched = progress.read == 0 && progress.written == 0;
     const bool whole =
         untouched || (retain_ == Retain::between_requests && progress.read == progress.written);
-    if (progress.open_for_writing && whole) rescued.push_back(std::move(copy));
+    if (progress.open_for_writing && whole && !abandoning_) rescued.push_back(std::move(copy));
   }
   counts_.rescued[slot] += rescued.size();
   return rescued;
@@ -364,7 +379,7 @@ std::size_t Dispatcher::collect_workers() {
   for (std::size_t slot = 0; slot < channels_.size(); ++slot) {
     if (!channels_[slot]) continue;
     std::vector<Received> refused;
-    moved += channels_[slot]->collect(refused);
+    moved += channels_[slot]->collect(refused, retain_ != Retain::none);
     moved += channels_[slot]->collect_ended();
     if (refused.empty()) continue;
     take_back(slot, refused);
@@ -388,7 +403,7 @@ void Dispatcher::collect() {
 }
 
 void Dispatcher::schedule() {
-  if (timer_ != 0 || (in_hand_off() == 0 && retained() == 0)) return;
+  if (timer_ != 0 || (in_hand_off() == 0 && kept_.retained() == 0)) return;
   std::int64_t delay = retry_ns;
   if (pending_.empty()) {
     idle_delay_ns_ = std::clamp(idle_delay_ns_ * 2, first_look_ns, longest_look_ns);

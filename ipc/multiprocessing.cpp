@@ -205,11 +205,19 @@ void send_handle(int connection, int handle, const Dialect& dialect) {
   header->cmsg_len = CMSG_LEN(sizeof(int));
   std::memcpy(CMSG_DATA(header), &handle, sizeof handle);
   const int to = copy ? copy.get() : connection;
-  if (retry_eintr([&] { return ::sendmsg(to, &message.header, MSG_NOSIGNAL); }) != 1)
-    throw PeerGone("sendmsg: the other side of the rendezvous is gone");
+  const auto send = [&] {
+    return retry_eintr([&] { return ::sendmsg(to, &message.header, MSG_NOSIGNAL); });
+  };
+  ssize_t sent = send();
+  if (sent < 0 && (errno == ETOOMANYREFS || errno == ENOBUFS || errno == ENOMEM)) {
+    message.header.msg_control = nullptr;
+    message.header.msg_controllen = 0;
+    sent = send();
+  }
+  if (sent != 1) throw PeerGone("sendmsg: the other side of the rendezvous is gone");
 }
 
-OwnedFd receive_handle(int connection, const Dialect& dialect) {
+OwnedFd receive_handle(int connection, const Dialect& dialect, int& error) {
   const OwnedFd copy = duplicate_to_pass(connection, dialect);
   OneDescriptorMessage message;
   const int from = copy ? copy.get() : connection;
@@ -224,7 +232,10 @@ OwnedFd receive_handle(int connection, const Dialect& dialect) {
     });
   }
   if (size != 1) throw PeerGone("recvmsg: the other side of the rendezvous is gone");
+  error = EMFILE;
   if ((message.header.msg_flags & MSG_CTRUNC) != 0) return {};
+  error = ETOOMANYREFS;
+  if (CMSG_FIRSTHDR(&message.header) == nullptr) return {};
   if (handles != 1) throw PeerGone("recvmsg: no single descriptor where one was due");
   return handle;
 }

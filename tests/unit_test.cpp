@@ -239,7 +239,8 @@ TEST(ScmFrames, ASecondDescriptorThatFitsThePaddingIsClosed) {
   {
     const auto [ours, theirs] = unix_pair(SOCK_STREAM);
     send_two_descriptors(ours.get());
-    EXPECT_THROW((void)multiprocessing::receive_handle(theirs.get(), {}),
+    int error = 0;
+    EXPECT_THROW((void)multiprocessing::receive_handle(theirs.get(), {}, error),
                  multiprocessing::PeerGone);
   }
   {

@@ -59,9 +59,11 @@ class Scene {
   explicit Scene(fuzz::Input& input)
       : policy_(find_dispatch_policy(policies[input.byte() % policies.size()])),
         loop_(poller()),
-        dispatcher_(loop_, workers, policy_, input.byte() % 2 == 1,
-                    std::array{Retain::none, Retain::untouched,
-                               Retain::between_requests}[input.byte() % 3]) {
+        facts_{.shared_channel = input.byte() % 2 == 1},
+        retain_(std::array{Retain::none, Retain::untouched,
+                           Retain::between_requests}[input.byte() % 3]),
+        most_retained_(input.byte() % 16),
+        dispatcher_(loop_, workers, policy_, facts_, retain_, most_retained_) {
     for (std::size_t slot = 0; slot < workers; ++slot) start(slot);
   }
   ~Scene() {
@@ -193,6 +195,9 @@ class Scene {
 
   const PolicyEntry& policy_;
   EventLoop loop_;
+  MethodFacts facts_;
+  Retain retain_;
+  std::size_t most_retained_;
   rusage usage_{};
   std::array<Sink*, workers> sinks_{};
   std::array<std::unique_ptr<WorkerProcess>, workers> workers_;

@@ -122,8 +122,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         mp::authenticate_to_listener(ours.get(), auth, mp::Key{});
         break;
       default: {
+        int error = 0;
         const OwnedFd handle =
-            mp::rebuilt(mp::receive_handle(ours.get(), dialect(bits)), dialect(bits));
+            mp::rebuilt(mp::receive_handle(ours.get(), dialect(bits), error), dialect(bits));
         if (handle) expect(there && descriptors.size() == 1, "a message has one descriptor");
       }
     }
