@@ -18,8 +18,15 @@
 namespace c10k {
 namespace {
 
-std::int64_t microseconds(const timeval& time) {
-  return std::int64_t{time.tv_sec} * 1'000'000 + time.tv_usec;
+/// What a process has used since `then`, which it has said itself: nothing where that cannot be.
+std::int64_t used(std::int64_t now, std::int64_t then) {
+  return then >= 0 && then <= now ? now - then : 0;
+}
+std::int64_t used_us(const timeval& now, const timeval& then) {
+  constexpr std::int64_t second_us = 1'000'000;
+  if (then.tv_sec > now.tv_sec || then.tv_usec >= second_us) return 0;
+  return used(now.tv_sec * second_us + now.tv_usec,
+              then.tv_sec < 0 || then.tv_usec < 0 ? -1 : then.tv_sec * second_us + then.tv_usec);
 }
 
 }  // namespace
@@ -57,10 +64,10 @@ void ProcessTotals::add(const ProcessCounters& counters, bool alive) {
 }
 
 void ProcessTotals::add(const rusage& usage, const rusage& since) {
-  user_us += microseconds(usage.ru_utime) - microseconds(since.ru_utime);
-  system_us += microseconds(usage.ru_stime) - microseconds(since.ru_stime);
-  voluntary_switches += usage.ru_nvcsw - since.ru_nvcsw;
-  involuntary_switches += usage.ru_nivcsw - since.ru_nivcsw;
+  user_us += used_us(usage.ru_utime, since.ru_utime);
+  system_us += used_us(usage.ru_stime, since.ru_stime);
+  voluntary_switches += used(usage.ru_nvcsw, since.ru_nvcsw);
+  involuntary_switches += used(usage.ru_nivcsw, since.ru_nivcsw);
   max_rss_bytes = std::max<std::int64_t>(max_rss_bytes, usage.ru_maxrss * 1024L);
 }
 

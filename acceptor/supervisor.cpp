@@ -162,7 +162,7 @@ void Supervisor::spawn(std::size_t index) {
   WorkerOptions worker_options = options_.worker;
   worker_options.wait_to_accept = wait_to_accept_;
   worker->child = ChildProcess::fork(
-      [&] {
+      [&, &theirs = theirs] {  // Clang before 16 does not capture a structured binding by itself
         return run_worker_process(*options_.loop, link->worker_end(), facts.kernel_dispatches,
                                   worker_options, worker->counters(), active_.all(), index,
                                   std::move(theirs), acceptor);

@@ -63,28 +63,6 @@ Channel send_frame(int socket, std::span<const Handover> batch) {
   }
 }
 
-namespace {
-
-/// Takes every descriptor out of a message's control data; whatever is in it is owned afterwards.
-/// Returns the number of descriptors, also of those beyond `out`, which are closed.
-std::size_t take_descriptors(msghdr& message, std::span<Received> out) {
-  std::size_t count = 0;
-  for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr;
-       header = CMSG_NXTHDR(&message, header)) {
-    if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
-    const std::size_t here = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    for (std::size_t i = 0; i < here; ++i, ++count) {
-      int fd;
-      std::memcpy(&fd, CMSG_DATA(header) + i * sizeof(int), sizeof fd);
-      OwnedFd owned(fd);
-      if (count < out.size()) out[count].fd = std::move(owned);
-    }
-  }
-  return count;
-}
-
-}  // namespace
-
 ReceiveResult receive_frame(int socket, std::span<Received> batch, bool datagram) {
   ScmFrame frame;
   iovec data{&frame, sizeof frame};
@@ -104,7 +82,11 @@ ReceiveResult receive_frame(int socket, std::span<Received> batch, bool datagram
     if (errno == ECONNRESET) return {.state = Channel::closed};
     throw_system_error(errno, "recvmsg from {}", socket);
   }
-  const std::size_t descriptors = take_descriptors(message, batch);
+  std::size_t descriptors = 0;
+  take_descriptors(message, [&](OwnedFd descriptor) {
+    if (descriptors < batch.size()) batch[descriptors].fd = std::move(descriptor);
+    ++descriptors;
+  });
   const auto drop_all = [&] {
     for (std::size_t i = 0; i < std::min(descriptors, batch.size()); ++i) batch[i].fd.reset();
   };

@@ -98,13 +98,18 @@ class Uring {
   void reap(Each&& each) {
     unsigned head;
     unsigned count = 0;
+    int failed = 0;
     io_uring_cqe* cqe;
+    // All of them first, whatever one says: others may bring descriptors.
     io_uring_for_each_cqe(&ring_, head, cqe) {
-      if (cqe->user_data == quiet) check_uring(cqe->res, "io_uring FILES_UPDATE");
-      each(cqe->user_data, cqe->res);
+      if (cqe->user_data == quiet)
+        failed = cqe->res;
+      else
+        each(cqe->user_data, cqe->res);
       ++count;
     }
     ::io_uring_cq_advance(&ring_, count);
+    check_uring(failed, "io_uring FILES_UPDATE");
   }
 
  private:

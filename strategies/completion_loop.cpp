@@ -195,10 +195,10 @@ Support probe_completion_loop() {
     CompletionLoop loop(8, 16);
     ProvidedBuffers buffers(loop.ring(), 0, 4, 64);
     Trial trial;
-    auto [left, right] = unix_pair(SOCK_STREAM);
-    checked([&] { return ::send(right.get(), "x", 1, MSG_NOSIGNAL); }, "send");
+    const auto ends = unix_pair(SOCK_STREAM);
+    checked([&] { return ::send(ends.second.get(), "x", 1, MSG_NOSIGNAL); }, "send");
     loop.begin(trial, 0, [&](io_uring_sqe* sqe) {
-      ::io_uring_prep_recv_multishot(sqe, left.get(), nullptr, 0, 0);
+      ::io_uring_prep_recv_multishot(sqe, ends.first.get(), nullptr, 0, 0);
       buffers.choose(sqe);
     });
     loop.at_end_of_turn([&] {
