@@ -126,6 +126,11 @@ class ForkServer : public EventHandler {
 
   int run() {
     loop_.watch(frame_.listener(), {.read = true, .level = true}, *this);
+    // Before the first child, which inherits it and asks for its parent's death signal afterwards.
+    if (options_.user) {
+      become(*options_.user);
+      forbid_other_calls(options_.worker.allowed_calls);
+    }
     ::getrusage(RUSAGE_SELF, &acceptor().at_ready);
     frame_.announce(loop_, [this] { return report(); });
     loop_.run();

@@ -63,11 +63,32 @@ po::options_description describe() {
       "P)")(
       "drain-timeout", text("S", "5"),
       "after SIGTERM or SIGINT: how long clients may take to finish; a second signal ends it")(
+      "user", optional("NAME"),
+      "name or uid: whoever reads clients' bytes (the workers of a pool, else the server once it "
+      "listens) becomes this user and may call only what serving needs (seccomp)")(
       "report", optional("FILE"), "JSON at exit and on SIGUSR1 (- is stdout)")(
       "stats-interval", text("S", "0"), "a line to stderr every S seconds; 0: none")(
       "list", "list strategies, loops, methods and policies: available here, or why not")(
       "json", "with --list: as JSON");
   return options;
+}
+
+/// Whom to become, and what is left to call then.
+void resolve_user(ServerOptions& options, const std::string& text) {
+  const MethodFacts* facts = options.method.entry;
+  if (facts != nullptr && !facts->needs_trust.empty())
+    throw UsageError(fmt::format("--user: not with {}: {}", facts->name, facts->needs_trust));
+  options.user = parse_user("--user", text);
+  if (const std::string reason = why_no_filter(); !reason.empty())
+    throw UsageError(fmt::format("--user: {}", reason));
+  CallGroups& calls = options.worker.allowed_calls;
+  calls = {CallGroup::serve};
+  const auto add = [&](const CallGroups& more) {
+    calls.insert(calls.end(), more.begin(), more.end());
+  };
+  add(options.strategy->calls);
+  if (options.loop != nullptr) add(options.loop->calls);
+  if (facts != nullptr) add(facts->worker_calls);
 }
 
 }  // namespace
@@ -141,6 +162,8 @@ std::optional<ServerOptions> parse_server_options(int argc, char** argv) {
     options.loop = &find_loop(options.strategy->name);
   }
 
+  if (line->has("user")) resolve_user(options, line->text("user"));
+
   // A descriptor for each connection, and some for the server's own use.
   const std::size_t limit = raise_descriptor_limit();
   const std::size_t own = 16 + 6 * processes;
@@ -173,6 +196,7 @@ nlohmann::json ServerOptions::to_json() const {
                          {"close_after_echo", worker.echo.close_after_echo},
                          {"service_time", worker.echo.service_time.text()},
                          {"drain_timeout_s", seconds(worker.drain_timeout_ns)}};
+  if (user) json["user"] = user->name;
   if (loop != nullptr) json["loop"] = loop->name;
   if (method.entry != nullptr) {
     json["ipc"] = method.resolved;

@@ -31,7 +31,8 @@ struct ServerOptions {
   bool accept_drain = true;
   std::size_t most_in_hand_off = 0;  ///< pool: what the descriptor limit leaves room for
   WorkerOptions worker;
-  std::string report_file;  ///< empty: none; "-": stdout
+  std::optional<UserIdentity> user;  ///< Whom the processes become that see clients' bytes.
+  std::string report_file;           ///< empty: none; "-": stdout
   std::int64_t stats_interval_ns = 0;
   bool list = false;
   bool list_json = false;

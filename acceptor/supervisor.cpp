@@ -159,6 +159,7 @@ void Supervisor::spawn(std::size_t index) {
   const pid_t acceptor = ::getpid();
   worker->child = ChildProcess::fork(
       [&] {
+        if (options_.user) become(*options_.user);
         return run_worker_process(*options_.loop, link->worker_end(), facts.kernel_dispatches,
                                   options_.worker, worker->counters(), active_.all(), index,
                                   std::move(theirs), acceptor);

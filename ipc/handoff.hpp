@@ -17,6 +17,7 @@
 #include <string_view>
 #include <vector>
 
+#include "ipc/confinement.hpp"
 #include "ipc/method_options.hpp"
 #include "ipc/owned_fd.hpp"
 #include "ipc/socket.hpp"
@@ -192,6 +193,11 @@ struct MethodFacts {
   /// ends them all.
   bool connections_stay = false;
   bool listener_per_worker = false;  ///< Each worker has its own listener (SO_REUSEPORT).
+  /// Why its workers must be trusted, so that they cannot be confined (--user): what they need to have
+  /// is as good as the acceptor's rights. Empty when they can.
+  std::string_view needs_trust = {};
+  /// Beside what every worker may call: what its source does once the worker serves.
+  CallGroups worker_calls = {};
   /// Option strings worth testing beside the default, such as "auth=off".
   std::vector<std::string_view> variants = {};
 

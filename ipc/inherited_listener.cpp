@@ -210,6 +210,7 @@ MethodEntry inherited_listener() {
        .isolation = "any worker can shut the listener down for all",
        .after_death = "nothing: the queue belongs to the listener that the others hold",
        .kernel_dispatches = true,
+       .worker_calls = {CallGroup::accept, CallGroup::file_lock},
        .variants = {"wait=plain", "wait=fcntl-lock", "wait=mutex"}},
       [](MethodOptions& options) -> std::unique_ptr<HandoffMethod> {
         return std::make_unique<InheritedListener>(

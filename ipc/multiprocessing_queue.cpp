@@ -377,6 +377,7 @@ MethodFacts queue_facts(std::string_view name, std::string_view summary, std::st
       .isolation = "full, but one stuck worker stops the one sharer thread for all",
       .after_death = "nothing (in CPython: unfetched duplicates, and a lock held for ever)",
       .descriptors_in_flight = 1,
+      .worker_calls = {CallGroup::rendezvous},
       // What a person would choose, each and together; then what the anatomy removes, each alone
       // and on top of those before it.
       .variants = {"auth=off", "connection=persistent", "backlog=128",

@@ -20,7 +20,7 @@ struct ChildExit {
   rusage usage{};
 
   [[nodiscard]] bool clean() const;
-  /// "exit code 3" or "killed by signal 9 (Killed)".
+  /// "exit code 3" or "killed by signal 9 (Killed)"; for SIGSYS also what that means.
   [[nodiscard]] std::string text() const;
 };
 

@@ -190,7 +190,8 @@ MethodEntry relay() {
        .isolation = "full: no worker has a client's descriptor",
        .after_death = "nothing: its clients are closed. The acceptor's death ends all clients",
        .descriptors_in_flight = 1,
-       .connections_stay = true},
+       .connections_stay = true,
+       .worker_calls = {CallGroup::local_pair}},
       [](MethodOptions&) -> std::unique_ptr<HandoffMethod> { return std::make_unique<Relay>(); }};
 }
 

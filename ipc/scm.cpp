@@ -263,7 +263,8 @@ MethodFacts scm_facts(std::string_view name, std::string_view summary) {
           .privilege = "none",
           .syscalls = "acceptor 1/batch (sendmsg), worker 1/batch (recvmsg)",
           .isolation = "full: each side reaches only its own table",
-          .after_death = "nothing: the kernel drops messages in flight, the acceptor has copies"};
+          .after_death = "nothing: the kernel drops messages in flight, the acceptor has copies",
+          .worker_calls = {CallGroup::descriptors}};
 }
 
 std::unique_ptr<HandoffMethod> make_scm_method(int socket_type, MethodOptions& options) {

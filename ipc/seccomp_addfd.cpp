@@ -355,7 +355,8 @@ MethodEntry seccomp_addfd() {
        .syscalls = "acceptor 3 (poll, RECV, ADDFD), worker 1 (accept4), both woken each time; "
                    "the filter slows every other call of the worker",
        .isolation = "full as to tables; each side waits for the other in every hand-off",
-       .after_death = "nothing: the call is gone (ENOENT), and the acceptor has its copy"},
+       .after_death = "nothing: the call is gone (ENOENT), and the acceptor has its copy",
+       .worker_calls = {CallGroup::accept}},
       [](MethodOptions&) -> std::unique_ptr<HandoffMethod> {
         return std::make_unique<SeccompAddfd>();
       }};

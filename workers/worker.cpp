@@ -223,6 +223,8 @@ int run_worker_process(const LoopEntry& loop, std::unique_ptr<ConnectionSource> 
   });
   const AcceptorWatch watch(worker, acceptor);
   PokeWatch pokes(worker.loop(), control.get());
+  // Everything is open by now, and not one byte of a client has been read.
+  if (!options.allowed_calls.empty()) forbid_other_calls(options.allowed_calls);
   checked([&] { return ::send(control.get(), "r", 1, MSG_NOSIGNAL); }, "send to the acceptor");
   worker.run();
   return 0;

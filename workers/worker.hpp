@@ -19,6 +19,8 @@ struct WorkerOptions {
   std::int64_t drain_timeout_ns = 5'000'000'000;
   std::size_t max_connections =
       0;  ///< Over all workers; 0: no limit. Only for who accepts for itself.
+  /// What a worker process may call from the moment it is ready; empty: anything.
+  CallGroups allowed_calls;
 };
 
 /// How many connections each worker of a pool has open: one writer a slot.
