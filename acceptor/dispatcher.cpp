@@ -26,7 +26,12 @@ class Dispatcher::Channel : public EventHandler {
     // What one worker counts must not overtake itself in its record of what it has consumed.
     const std::size_t on_their_way =
         dispatcher_.shared_channel_ ? dispatcher_.kept_.size() : in_flight_ + batch_.size();
-    return !blocked_ && on_their_way < max_outstanding;
+    return !blocked_ && on_their_way < max_outstanding && !at_cap();
+  }
+  /// It has as many as one worker may have. Who pulls from a shared channel knows that for itself.
+  [[nodiscard]] bool at_cap() const {
+    const std::size_t most = dispatcher_.most_per_worker_;
+    return most != 0 && !dispatcher_.shared_channel_ && open() >= most;
   }
   /// It has refused something for want of a descriptor, and none of its connections has ended since.
   [[nodiscard]] bool full() const {
@@ -178,12 +183,13 @@ class Dispatcher::Channel : public EventHandler {
 };
 
 Dispatcher::Dispatcher(EventLoop& loop, std::size_t workers, const PolicyEntry& policy,
-                       bool shared_channel, Retain retain)
+                       bool shared_channel, Retain retain, std::size_t most_per_worker)
     : loop_(loop),
       policy_entry_(policy),
       policy_(policy.make()),
       shared_channel_(shared_channel),
       retain_(retain),
+      most_per_worker_(most_per_worker),
       channels_(workers),
       loads_(workers) {
   counts_.handed.resize(workers);

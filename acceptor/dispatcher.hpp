@@ -45,9 +45,10 @@ enum class Retain : std::uint8_t {
 
 class Dispatcher {
  public:
-  /// `shared_channel`: all workers pull from one channel, whichever sink is used.
+  /// `shared_channel`: all workers pull from one channel, whichever sink is used. No other worker is
+  /// handed more than `most_per_worker` that have not ended (0: any number).
   Dispatcher(EventLoop& loop, std::size_t workers, const PolicyEntry& policy, bool shared_channel,
-             Retain retain);
+             Retain retain, std::size_t most_per_worker = 0);
   ~Dispatcher();
   Dispatcher(const Dispatcher&) = delete;
   Dispatcher& operator=(const Dispatcher&) = delete;
@@ -104,6 +105,7 @@ class Dispatcher {
   std::unique_ptr<DispatchPolicy> policy_;
   bool shared_channel_;
   Retain retain_;
+  std::size_t most_per_worker_;
   std::deque<Received> pending_;
   KeptCopies kept_;
   std::vector<std::unique_ptr<Channel>> channels_;  // by slot; null while the worker is dead

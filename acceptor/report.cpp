@@ -40,6 +40,8 @@ void ProcessTotals::add(const ProcessCounters& counters, bool alive) {
   refused += counters.refused.get();
   shed += shed_now;
   closed_idle += counters.closed_idle.get();
+  closed_silent += counters.closed_silent.get();
+  closed_stalled += counters.closed_stalled.get();
   closed_draining += counters.closed_draining.get();
   queue_peak = std::max(queue_peak, counters.queue_peak.get());
   echoes += counters.echoes.get();
@@ -72,6 +74,8 @@ void ProcessTotals::add(const ProcessTotals& other) {
   finished_redelivered += other.finished_redelivered;
   lost += other.lost;
   closed_idle += other.closed_idle;
+  closed_silent += other.closed_silent;
+  closed_stalled += other.closed_stalled;
   closed_draining += other.closed_draining;
   queue_peak = std::max(queue_peak, other.queue_peak);
   echoes += other.echoes;
@@ -105,6 +109,8 @@ nlohmann::json ProcessTotals::to_json() const {
                          {"finished", finished},
                          {"lost", lost},
                          {"closed_idle", closed_idle},
+                         {"closed_silent", closed_silent},
+                         {"closed_stalled", closed_stalled},
                          {"closed_draining", closed_draining},
                          {"echoes", echoes},
                          {"bytes", bytes},

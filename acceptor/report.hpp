@@ -35,6 +35,8 @@ struct ProcessTotals {
   std::uint64_t finished_redelivered = 0;
   std::uint64_t lost = 0;  ///< held by a process that died
   std::uint64_t closed_idle = 0;
+  std::uint64_t closed_silent = 0;   ///< by --first-byte-timeout
+  std::uint64_t closed_stalled = 0;  ///< by --write-timeout
   std::uint64_t closed_draining = 0;
   std::uint64_t queue_peak = 0;
   std::uint64_t echoes = 0;

@@ -44,6 +44,9 @@ po::options_description describe() {
       "pool: kill and replace a worker that has work and stands still for S seconds (20 times as "
       "long "
       "when it is running); 0: never (default 0.4)")(
+      "max-connections-per-worker", optional("N"),
+      "pool: open at once in one worker; others get the rest, or it waits in the accept queue; 0: "
+      "no limit (default 0)")(
       "hand-off-at", optional("WHEN"),
       "pool: accept | first-byte (once it is readable, as the original experiment does) "
       "(default accept)")(
@@ -57,6 +60,10 @@ po::options_description describe() {
       "open at once, the rest waits in the accept queue; 0: no limit (fork: what the machine "
       "allows)")("idle-timeout", text("S", "0"),
                  "close a connection on which no byte has moved for S seconds; 0: never")(
+      "first-byte-timeout", text("S", "0"),
+      "close a connection that brings no byte within S seconds; 0: never")(
+      "write-timeout", text("S", "0"),
+      "close a connection whose client takes nothing of a waiting echo for S seconds; 0: never")(
       "close-after-echo", "one echo, then close (what the original experiment does)")(
       "service-time", text("SPEC", "0"),
       "CPU burnt per request: 0 | fixed:US | exp:US | bimodal:US,US,P (the second with probability "
@@ -105,8 +112,8 @@ std::optional<ServerOptions> parse_server_options(int argc, char** argv) {
 
   options.strategy = &find_strategy(line->text("strategy"));
   const bool pool = options.strategy->name == "pool";
-  for (const char* name :
-       {"loop", "ipc", "workers", "dispatch", "hand-off-at", "retain", "worker-deadline"}) {
+  for (const char* name : {"loop", "ipc", "workers", "dispatch", "hand-off-at", "retain",
+                           "worker-deadline", "max-connections-per-worker"}) {
     if (!pool && line->has(name))
       throw UsageError(fmt::format("--{} goes with --strategy pool", name));
   }
@@ -121,6 +128,8 @@ std::optional<ServerOptions> parse_server_options(int argc, char** argv) {
   options.worker.max_connections =
       static_cast<std::size_t>(line->integer("max-connections", 0, 100'000'000));
   options.worker.echo.idle_timeout_ns = line->seconds_ns("idle-timeout", 0, 86400);
+  options.worker.echo.first_byte_timeout_ns = line->seconds_ns("first-byte-timeout", 0, 86400);
+  options.worker.echo.write_timeout_ns = line->seconds_ns("write-timeout", 0, 86400);
   options.worker.echo.close_after_echo = line->has("close-after-echo");
   options.worker.echo.service_time =
       ServiceTime::parse("--service-time", line->text("service-time"));
@@ -153,6 +162,9 @@ std::optional<ServerOptions> parse_server_options(int argc, char** argv) {
     options.worker_deadline_ns = line->has("worker-deadline")
                                      ? line->seconds_ns("worker-deadline", 0, 86400)
                                      : default_worker_deadline_ns;
+    if (line->has("max-connections-per-worker"))
+      options.worker.max_connections_per_worker =
+          static_cast<std::size_t>(line->integer("max-connections-per-worker", 0, 100'000'000));
     options.retain = line->has("retain");
     options.worker.echo.report_ended = options.retain;
     if (const char* reason = facts.why_not_retained(); options.retain && reason != nullptr)
@@ -193,6 +205,8 @@ nlohmann::json ServerOptions::to_json() const {
                          {"accept_drain", accept_drain ? "all" : "one"},
                          {"max_connections", worker.max_connections},
                          {"idle_timeout_s", seconds(worker.echo.idle_timeout_ns)},
+                         {"first_byte_timeout_s", seconds(worker.echo.first_byte_timeout_ns)},
+                         {"write_timeout_s", seconds(worker.echo.write_timeout_ns)},
                          {"close_after_echo", worker.echo.close_after_echo},
                          {"service_time", worker.echo.service_time.text()},
                          {"drain_timeout_s", seconds(worker.drain_timeout_ns)}};
@@ -202,6 +216,7 @@ nlohmann::json ServerOptions::to_json() const {
     json["ipc"] = method.resolved;
     json["workers"] = workers;
     json["retain"] = retain;
+    json["max_connections_per_worker"] = worker.max_connections_per_worker;
     json["worker_deadline_s"] = seconds(worker_deadline_ns);
     json["hand_off_at"] = hand_off_at_first_byte ? "first-byte" : "accept";
     json["dispatch"] = method.entry->kernel_dispatches ? "kernel"

@@ -150,6 +150,7 @@ void Supervisor::spawn(std::size_t index) {
   request.listener = listener_;
   request.listen_options = options_.listener;
   request.accept_drain = options_.accept_drain;
+  request.write_timeout_ns = options_.worker.echo.write_timeout_ns;
   request.exclusive_possible = options_.loop->exclusive;
   const std::unique_ptr<Link> link = options_.method.method->open(request);
 

@@ -122,6 +122,11 @@ class ConnectionSource {
   /// Not null when receive() is nothing but this reader's accept(), takes all that waits and no other
   /// process accepts from the same listener: then a loop may also accept there by its own means.
   [[nodiscard]] virtual AcceptQueueReader* sole_reader() { return nullptr; }
+  /// True for the worker's end of a channel that several workers pull from: what it does not want stays
+  /// for others.
+  [[nodiscard]] virtual bool shared() const { return false; }
+  /// This worker takes nothing for a while, and may have been woken in place of one that would.
+  virtual void leave_to_others() {}
   /// How many connections this worker has open by now: for a kernel that dispatches by load.
   virtual void report_load(std::uint64_t /*connections*/) {}
 };
@@ -133,6 +138,8 @@ struct LinkRequest {
   int listener = -1;                ///< The server's listener; lent.
   ListenOptions listen_options;     ///< How it was opened.
   bool accept_drain = true;         ///< Accept until the queue is empty, or one a wake-up.
+  /// Close a client that takes nothing for so long; 0: never. For an acceptor that serves clients itself.
+  std::int64_t write_timeout_ns = 0;
   bool exclusive_possible = false;  ///< The worker's loop can wait with EPOLLEXCLUSIVE.
 };
 

@@ -104,6 +104,10 @@ class SharedListenerSource : public ListenerSource {
   [[nodiscard]] int attention_fd() const override {
     return exclusive_wake_up() ? vacancies_->passed_on_fd() : -1;
   }
+  void leave_to_others() override {
+    set_full(true);
+    if (exclusive_wake_up() && vacancies_->any()) vacancies_->pass_on();
+  }
   void attend() override { relieving_ = vacancies_->take_over(); }
   void report_load(std::uint64_t connections) override {
     if (connections < connections_) set_full(false);

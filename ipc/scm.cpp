@@ -173,19 +173,21 @@ class ScmSink : public ConnectionSink {
 
 class ScmSource : public ConnectionSource {
  public:
-  ScmSource(OwnedFd socket, bool datagram, bool exclusive)
-      : socket_(std::move(socket)), datagram_(datagram), exclusive_(exclusive) {}
+  ScmSource(OwnedFd socket, bool datagram, bool exclusive, bool shared)
+      : socket_(std::move(socket)), datagram_(datagram), exclusive_(exclusive), shared_(shared) {}
 
   [[nodiscard]] int fd() const override { return socket_.get(); }
   ReceiveResult receive(std::span<Received> batch) override {
     return receive_frame(socket_.get(), batch, datagram_);
   }
   [[nodiscard]] bool exclusive_wake_up() const override { return exclusive_; }
+  [[nodiscard]] bool shared() const override { return shared_; }
 
  private:
   OwnedFd socket_;
   bool datagram_;
   bool exclusive_;
+  bool shared_;
 };
 
 }  // namespace
@@ -194,8 +196,9 @@ std::unique_ptr<ConnectionSink> make_scm_sink(OwnedFd socket, std::size_t batch,
   return std::make_unique<ScmSink>(std::move(socket), batch, worker_pidfd);
 }
 
-std::unique_ptr<ConnectionSource> make_scm_source(OwnedFd socket, bool datagram, bool exclusive) {
-  return std::make_unique<ScmSource>(std::move(socket), datagram, exclusive);
+std::unique_ptr<ConnectionSource> make_scm_source(OwnedFd socket, bool datagram, bool exclusive,
+                                                  bool shared) {
+  return std::make_unique<ScmSource>(std::move(socket), datagram, exclusive, shared);
 }
 
 namespace {
