@@ -1,7 +1,9 @@
-#include "acceptor/dispatcher.hpp"
+#include <signal.h>
 
 #include <algorithm>
+#include <utility>
 
+#include "acceptor/dispatcher_channel.hpp"
 #include "ipc/syscall.hpp"
 
 namespace c10k {
@@ -14,173 +16,6 @@ constexpr std::int64_t first_look_ns = 2'000'000;
 constexpr std::int64_t longest_look_ns = 64'000'000;
 
 }  // namespace
-
-/// A worker's channel: what has been sent through it and not been seen to arrive.
-class Dispatcher::Channel : public EventHandler {
- public:
-  Channel(Dispatcher& dispatcher, WorkerProcess& worker)
-      : dispatcher_(dispatcher), worker_(worker), attention_(*worker.sink, dispatcher.loop_) {}
-  ~Channel() override { unwatch(); }
-
-  [[nodiscard]] bool eligible() const {
-    // What one worker counts must not overtake itself in its record of what it has consumed.
-    const std::size_t on_their_way =
-        dispatcher_.shared_channel_ ? dispatcher_.kept_.size() : in_flight_ + batch_.size();
-    return !blocked_ && on_their_way < max_outstanding && !at_cap();
-  }
-  /// It has as many as one worker may have. Who pulls from a shared channel knows that for itself.
-  [[nodiscard]] bool at_cap() const {
-    const std::size_t most = dispatcher_.most_per_worker_;
-    return most != 0 && !dispatcher_.shared_channel_ && open() >= most;
-  }
-  /// It has refused something for want of a descriptor, and none of its connections has ended since.
-  [[nodiscard]] bool full() const {
-    return full_ && worker_.counters().finished.get() == finished_when_full_;
-  }
-  /// Handed to the worker and not ended, as far as its counters say by now.
-  [[nodiscard]] std::uint64_t open() const {
-    const std::uint64_t begun = in_flight_ + batch_.size() + seen_;
-    const std::uint64_t ended =
-        worker_.counters().refused.get() + worker_.counters().finished.get();
-    return begun > ended ? begun - ended : 0;
-  }
-
-  void add(Received connection) {
-    const Received& kept = dispatcher_.kept_.keep(std::move(connection), worker_.slot);
-    batch_.push_back({kept.fd.get(), kept.tag});
-  }
-
-  /// Sends the batch. What was not taken goes back to the front of what waits, in its order.
-  std::size_t send() {
-    if (batch_.empty()) return 0;
-    const SendResult result = worker_.sink->send(batch_);
-    for (std::size_t i = batch_.size(); i > result.taken; --i)
-      dispatcher_.pending_.push_front(dispatcher_.kept_.take(batch_[i - 1].tag.copy));
-    if (!dispatcher_.shared_channel_) in_flight_ += result.taken;
-    batch_.clear();
-    if (result.error != 0) ++dispatcher_.counts_.errors[result.error];
-    if (result.state != c10k::Channel::more) block(result.state);
-    starved_ = result.state == c10k::Channel::starved;
-    return result.taken;
-  }
-
-  /// Closes the copies of what the worker has received; gives back what it refused. Returns how many
-  /// left.
-  std::size_t collect(std::vector<Received>& refused) {
-    ProcessCounters& counters = worker_.counters();
-    const std::uint64_t consumed = counters.consumed.get();
-    if (consumed == seen_ || consumed - seen_ > max_outstanding) return 0;
-    std::size_t left = 0;
-    while (seen_ < consumed) {
-      ++seen_;
-      const std::uint64_t record = counters.consumed_copies[seen_ % max_outstanding].get();
-      const std::uint64_t number = record & ~refused_flag;
-      const std::size_t channel = dispatcher_.kept_.channel_of(number);
-      // A worker has its say only about what was sent to it.
-      if (channel == KeptCopies::nowhere ||
-          (channel != worker_.slot && !dispatcher_.shared_channel_))
-        continue;
-      if (dispatcher_.kept_.is_retained(number)) continue;
-      if (!dispatcher_.shared_channel_) --in_flight_;
-      if ((record & refused_flag) != 0) {
-        refused.push_back(dispatcher_.kept_.take(number));
-        full_ = true;
-        finished_when_full_ = counters.finished.get();
-      } else if (dispatcher_.retain_ != Retain::none) {
-        dispatcher_.kept_.retain(number, worker_.slot);
-      } else {
-        dispatcher_.kept_.take(number);
-      }
-      ++left;
-    }
-    if (dispatcher_.retain_ == Retain::none) counters.released.set(seen_);
-    return left;
-  }
-
-  /// Closes the copies of what has ended in the worker. Returns how many.
-  std::size_t collect_ended() {
-    ProcessCounters& counters = worker_.counters();
-    const std::uint64_t ended = counters.ended.get();
-    if (ended == ended_seen_ || ended - ended_seen_ > max_outstanding) return 0;
-    std::size_t closed = 0;
-    while (ended_seen_ < ended) {
-      ++ended_seen_;
-      const std::uint64_t number = counters.ended_copies[ended_seen_ % max_outstanding].get();
-      if (!dispatcher_.kept_.is_retained(number) ||
-          dispatcher_.kept_.channel_of(number) != worker_.slot)
-        continue;
-      dispatcher_.kept_.take(number);
-      ++closed;
-    }
-    counters.ended_seen.set(ended_seen_);
-    return closed;
-  }
-  void release() { worker_.counters().released.set(seen_); }
-
-  void unblock() {
-    unwatch();
-    blocked_ = false;
-  }
-  [[nodiscard]] bool needs_timer() const { return blocked_ && !watching_; }
-  [[nodiscard]] bool starved() const { return starved_; }
-  [[nodiscard]] ConnectionSink& sink() { return *worker_.sink; }
-
-  /// Whether what this worker had pulled by the time of note_step() has been counted.
-  void note_step() { step_ = worker_.counters().receive_steps.get(); }
-  [[nodiscard]] bool has_counted() const {
-    return step_ % 2 == 0 || worker_.counters().receive_steps.get() != step_;
-  }
-
-  void on_ready(Readiness) override {
-    unblock();
-    dispatcher_.flush();
-  }
-
- private:
-  /// Lets the sink answer its worker.
-  class Attention : public EventHandler {
-   public:
-    Attention(ConnectionSink& sink, EventLoop& loop)
-        : sink_(sink), loop_(loop), fd_(sink.attention_fd()) {
-      if (fd_ >= 0) loop_.watch(fd_, {.read = true, .level = true}, *this);
-    }
-    ~Attention() override {
-      if (fd_ >= 0) loop_.forget(fd_, Removal::still_open);
-    }
-    void on_ready(Readiness) override { sink_.attend(); }
-
-   private:
-    ConnectionSink& sink_;
-    EventLoop& loop_;
-    int fd_;
-  };
-
-  void block(c10k::Channel state) {
-    // Closed: the pidfd will say so; until then nothing can be sent.
-    blocked_ = true;
-    if (state != c10k::Channel::would_block || worker_.sink->writable_fd() < 0) return;
-    dispatcher_.loop_.watch(worker_.sink->writable_fd(), {.write = true}, *this);
-    watching_ = true;
-  }
-  void unwatch() {
-    if (watching_) dispatcher_.loop_.forget(worker_.sink->writable_fd(), Removal::still_open);
-    watching_ = false;
-  }
-
-  Dispatcher& dispatcher_;
-  WorkerProcess& worker_;
-  Attention attention_;
-  std::vector<Handover> batch_;
-  std::size_t in_flight_ = 0;  // of a channel of its own
-  std::uint64_t seen_ = 0;
-  std::uint64_t ended_seen_ = 0;
-  std::uint64_t step_ = 0;
-  std::uint64_t finished_when_full_ = 0;
-  bool full_ = false;
-  bool blocked_ = false;
-  bool starved_ = false;
-  bool watching_ = false;
-};
 
 Dispatcher::Dispatcher(EventLoop& loop, std::size_t workers, const PolicyEntry& policy,
                        bool shared_channel, Retain retain, std::size_t most_per_worker)
@@ -210,8 +45,9 @@ void Dispatcher::worker_ended(WorkerProcess& worker) {
   Channel* channel = channels_[worker.slot].get();
   if (channel == nullptr) return;
   std::vector<Received> again;
+  const std::uint64_t ended = channel->ended();
   channel->collect(again);
-  channel->collect_ended();
+  channel->collect_ended(ended);
   std::vector<Received> rescued = rescue(worker.slot);
   if (shared_channel_) {
     // What it was sent is anybody's. What it had pulled and not counted is not known yet.
@@ -370,8 +206,9 @@ std::size_t Dispatcher::collect_workers() {
   for (std::size_t slot = 0; slot < channels_.size(); ++slot) {
     if (!channels_[slot]) continue;
     std::vector<Received> refused;
+    const std::uint64_t ended = channels_[slot]->ended();
     moved += channels_[slot]->collect(refused);
-    moved += channels_[slot]->collect_ended();
+    moved += channels_[slot]->collect_ended(ended);
     if (refused.empty()) continue;
     take_back(slot, refused);
     redeliver(slot, std::move(refused), true);

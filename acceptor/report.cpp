@@ -18,8 +18,19 @@
 namespace c10k {
 namespace {
 
-std::int64_t microseconds(const timeval& time) {
-  return std::int64_t{time.tv_sec} * 1'000'000 + time.tv_usec;
+/// What was used since: `since` is a worker's own word, so anything may stand there.
+std::int64_t used(std::int64_t now, std::int64_t since) {
+  return since >= 0 && since <= now ? now - since : now;
+}
+
+std::int64_t used_us(const timeval& now, const timeval& since) {
+  constexpr std::int64_t most_s = 1'000'000'000;  // beyond it, microseconds would not fit either
+  const auto us = [](const timeval& time) {
+    const bool possible =
+        time.tv_sec >= 0 && time.tv_sec < most_s && time.tv_usec >= 0 && time.tv_usec < 1'000'000;
+    return possible ? std::int64_t{time.tv_sec} * 1'000'000 + time.tv_usec : -1;
+  };
+  return used(us(now), us(since));
 }
 
 }  // namespace
@@ -54,10 +65,10 @@ void ProcessTotals::add(const ProcessCounters& counters, bool alive) {
 }
 
 void ProcessTotals::add(const rusage& usage, const rusage& since) {
-  user_us += microseconds(usage.ru_utime) - microseconds(since.ru_utime);
-  system_us += microseconds(usage.ru_stime) - microseconds(since.ru_stime);
-  voluntary_switches += usage.ru_nvcsw - since.ru_nvcsw;
-  involuntary_switches += usage.ru_nivcsw - since.ru_nivcsw;
+  user_us += used_us(usage.ru_utime, since.ru_utime);
+  system_us += used_us(usage.ru_stime, since.ru_stime);
+  voluntary_switches += used(usage.ru_nvcsw, since.ru_nvcsw);
+  involuntary_switches += used(usage.ru_nivcsw, since.ru_nivcsw);
   max_rss_bytes = std::max<std::int64_t>(max_rss_bytes, usage.ru_maxrss * 1024L);
 }
 

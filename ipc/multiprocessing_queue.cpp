@@ -83,6 +83,14 @@ class QueueSink : public ConnectionSink {
   }
   [[nodiscard]] int writable_fd() const override { return settings_.feeder ? -1 : writer_.get(); }
 
+  /// A worker that had not fetched it loses it: another thread would duplicate or send the number when it
+  /// may be another file's.
+  void released(const Handover& handover) override {
+    const std::lock_guard lock(mutex_);
+    std::erase_if(buffer_, [&](const Put& put) { return put.handover.tag.id == handover.tag.id; });
+    sharer_->drop_connection(handover.tag.id);
+  }
+
   /// A worker that had no descriptor free for the rendezvous has left the ticket where it was.
   bool take_back(const Handover& handover) override {
     sharer_->drop_connection(handover.tag.id);
@@ -131,13 +139,16 @@ class QueueSink : public ConnectionSink {
         std::unique_lock lock(mutex_);
         not_empty_.wait(lock, [&] { return stopping_ || !buffer_.empty(); });
         if (stopping_) return;
+        // Before it leaves the buffer, where released() looks for it.
         next = buffer_.front();
-        buffer_.pop_front();
+        if (next.ticket == 0)
+          next.ticket = sharer_->add(next.handover.fd, next.handover.tag.id, this);
+        if (next.ticket != 0) buffer_.pop_front();
       }
-      while (next.ticket == 0) {
-        next.ticket = sharer_->add(next.handover.fd, next.handover.tag.id, this);
+      if (next.ticket == 0) {
         // CPython loses the object here. The acceptor will close others; wait for that or the end.
-        if (next.ticket == 0 && wait_for_stop(10)) return;
+        if (wait_for_stop(10)) return;
+        continue;
       }
       Channel state = Channel::more;
       while ((state = write_ticket(next)) == Channel::would_block) {

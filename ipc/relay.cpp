@@ -48,7 +48,11 @@ class RelaySink : public ConnectionSink {
 
   /// A dead worker's last words: as many as its channel can hold.
   ~RelaySink() override {
-    for (int i = 0; i < 16 && !channel_.ended() && has_ended(worker_pidfd_); ++i) attend();
+    try {
+      for (int i = 0; i < 16 && !channel_.ended() && has_ended(worker_pidfd_); ++i) attend();
+    } catch (const std::exception& error) {
+      fmt::print(stderr, "relay: {}\n", error.what());
+    }
   }
 
   SendResult send(std::span<const Handover> batch) override {
@@ -88,8 +92,8 @@ class RelaySink : public ConnectionSink {
       channel_.step();
     } catch (const std::exception& error) {
       // A worker that breaks the protocol harms only the connections that it has.
-      fmt::print(stderr, "relay: {}\n", error.what());
       channel_.end();
+      throw BrokenProtocol(error.what());
     }
   }
 

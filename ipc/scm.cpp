@@ -139,7 +139,11 @@ namespace {
 class ScmSink : public ConnectionSink {
  public:
   ScmSink(OwnedFd socket, std::size_t batch, int worker_pidfd)
-      : socket_(std::move(socket)), batch_(batch), worker_pidfd_(worker_pidfd) {}
+      : socket_(std::move(socket)), batch_(batch), worker_pidfd_(worker_pidfd) {
+    // Nothing is ever read here: a worker that sends, descriptors above all, is told EPIPE by the kernel.
+    checked([&] { return ::shutdown(socket_.get(), SHUT_RD); }, "shutdown {} SHUT_RD",
+            socket_.get());
+  }
 
   SendResult send(std::span<const Handover> batch) override {
     SendResult result;

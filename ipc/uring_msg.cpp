@@ -23,6 +23,7 @@
 #include <algorithm>
 #include <array>
 #include <climits>
+#include <cstring>
 #include <vector>
 
 #include "ipc/methods.hpp"
@@ -96,7 +97,9 @@ class UringSink : public ConnectionSink {
   /// Publishes what has arrived, in the order in which it was sent.
   void attend() override {
     sender_.reap([&](std::uint64_t position, int slot) {
-      if (slot < 0 && !is_shortage(-slot)) throw_system_error(-slot, "io_uring MSG_RING");
+      // A worker that leaves its ring and its table alone gives no other reason for a failure.
+      if (slot < 0 && !is_shortage(-slot))
+        throw BrokenProtocol(fmt::format("its ring refuses a file: {}", ::strerror(-slot)));
       if (position - published_ < sent_.size()) sent_[position - published_].number = slot;
     });
     std::size_t count = 0;
