@@ -50,7 +50,7 @@ OwnedFd load_program(bpf_prog_type type, bpf_attach_type attach, std::span<const
   attr.insns = pointer(code.data());
   attr.insn_cnt = static_cast<std::uint32_t>(code.size());
   attr.license = pointer("GPL");
-  OwnedFd program(retry_eintr([&] { return bpf_syscall(BPF_PROG_LOAD, attr); }));
+  OwnedFd program(retry_verifier([&] { return bpf_syscall(BPF_PROG_LOAD, attr); }));
   if (program) return program;
   const int error = errno;
   std::string log(65'536, '\0');

@@ -42,11 +42,12 @@ static_assert(sizeof(Ticket) == 48 && std::is_trivially_copyable_v<Ticket>);
 
 // ---- the acceptor's side ------------------------------------------------------------------------
 
-/// The semaphores of one Queue, between processes as CPython's SemLock.
+/// The semaphores of one Queue that a worker uses, between processes as CPython's SemLock. It may write
+/// anything into them, and what waits on such a semaphore or wakes somebody may then hang or abort (glibc,
+/// futex_fatal_error). So this process only tries them: sem_trywait(3) never makes a system call.
 struct QueueLocks {
   sem_t free_slots;  // _sem: a BoundedSemaphore(maxsize)
   sem_t read_lock;   // _rlock
-  sem_t write_lock;  // _wlock
 };
 
 /// Queue.put with its feeder thread.
@@ -58,7 +59,9 @@ class QueueSink : public ConnectionSink {
         sharer_(std::move(sharer)),
         locks_(std::move(locks)),
         writer_(std::move(writer)),
-        stop_(checked([] { return ::eventfd(0, EFD_CLOEXEC); }, "eventfd")) {}
+        stop_(checked([] { return ::eventfd(0, EFD_CLOEXEC); }, "eventfd")) {
+    checked([&] { return ::sem_init(&write_lock_, 1, 1); }, "sem_init 1");
+  }
 
   ~QueueSink() override {
     {
@@ -171,13 +174,12 @@ class QueueSink : public ConnectionSink {
   }
 
   [[nodiscard]] bool take_slot() {
+    if (spare_slots_ > 0) return --spare_slots_, true;
     if (settings_.locks) return ::sem_trywait(&(*locks_)[0].free_slots) == 0;
     return buffer_.size() < queue_capacity;
   }
   void give_slot() {
-    const int error = errno;
-    if (settings_.locks) ::sem_post(&(*locks_)[0].free_slots);
-    errno = error;
+    if (settings_.locks) ++spare_slots_;
   }
 
   /// Whole or not at all: a frame is below PIPE_BUF (pipe(7)). Closed when the worker is gone.
@@ -190,7 +192,7 @@ class QueueSink : public ConnectionSink {
     const std::uint32_t length = htonl(static_cast<std::uint32_t>(size));
     std::memcpy(frame.data(), &length, 4);
     std::memcpy(frame.data() + 4, &ticket, sizeof ticket);
-    sem_t& lock = (*locks_)[0].write_lock;
+    sem_t& lock = write_lock_;
     if (settings_.locks) (void)retry_eintr([&] { return ::sem_wait(&lock); });
     const ssize_t written =
         retry_eintr([&] { return ::write(writer_.get(), frame.data(), 4 + size); });
@@ -205,8 +207,10 @@ class QueueSink : public ConnectionSink {
   std::shared_ptr<SharedArray<QueueLocks>> locks_;
   OwnedFd writer_;
   OwnedFd stop_;
+  sem_t write_lock_;  // _wlock: only writers use it, and they are all in this process
   std::mutex mutex_;
   std::condition_variable not_empty_;
+  std::size_t spare_slots_ = 0;  // taken, and then not needed
   std::deque<Put> buffer_;
   bool stopping_ = false;
   bool broken_ = false;
@@ -315,7 +319,6 @@ class QueueLink : public Link {
     checked([&] { return ::sem_init(&locks.free_slots, 1, queue_capacity); }, "sem_init {}",
             queue_capacity);
     checked([&] { return ::sem_init(&locks.read_lock, 1, 1); }, "sem_init 1");
-    checked([&] { return ::sem_init(&locks.write_lock, 1, 1); }, "sem_init 1");
     int ends[2];
     checked([&] { return ::pipe2(ends, O_CLOEXEC | O_NONBLOCK); }, "pipe2");
     reader_.reset(ends[0]);

@@ -180,13 +180,13 @@ OwnedFd load_filter(int map) {
   attributes.license = address_of("");
   std::array<char, 4096> log{};
   const auto load = [&] { return bpf(BPF_PROG_LOAD, attributes); };
-  const long fd = retry_eintr(load);
+  const long fd = retry_verifier(load);
   if (fd >= 0) return OwnedFd(static_cast<int>(fd));
   const int error = errno;
   attributes.log_buf = address_of(log.data());
   attributes.log_size = log.size();
   attributes.log_level = 1;
-  const long again = retry_eintr(load);
+  const long again = retry_verifier(load);
   if (again >= 0) return OwnedFd(static_cast<int>(again));
   throw_system_error(error, "bpf BPF_PROG_LOAD {}", log.data());
 }

@@ -84,7 +84,7 @@ class Hostile : public ::testing::TestWithParam<std::string> {
           workers[0].reset();
         }
         // The honest one has what it was sent: nothing that the hostile one does takes that away.
-        if (!dropped && !killed && echoed >= 8) {
+        if (!dropped && !killed && workers[0] && echoed >= 8) {
           killed = true;
           workers[0]->child.signal(SIGKILL);
         }
