@@ -18,12 +18,15 @@ constexpr std::int64_t longest_look_ns = 64'000'000;
 }  // namespace
 
 Dispatcher::Dispatcher(EventLoop& loop, std::size_t workers, const PolicyEntry& policy,
-                       bool shared_channel, Retain retain, std::size_t most_per_worker)
+                       const MethodFacts& method, Retain retain, std::size_t most_retained,
+                       std::size_t most_per_worker)
     : loop_(loop),
       policy_entry_(policy),
       policy_(policy.make()),
-      shared_channel_(shared_channel),
+      shared_channel_(method.shared_channel),
+      copies_are_whole_(method.why_not_retained() == nullptr),
       retain_(retain),
+      most_retained_(most_retained),
       most_per_worker_(most_per_worker),
       channels_(workers),
       loads_(workers) {
@@ -45,8 +48,11 @@ void Dispatcher::worker_ended(WorkerProcess& worker) {
   Channel* channel = channels_[worker.slot].get();
   if (channel == nullptr) return;
   std::vector<Received> again;
+  // Of what it had received, the copies not closed yet may be fit for somebody else. (One that it had
+  // served to its end is not: as long as there was a copy, it ended the connection by a shutdown.)
   const std::uint64_t ended = channel->ended();
-  channel->collect(again);
+  channel->collect(again, copies_are_whole_);
+  channel->settle_counters();
   channel->collect_ended(ended);
   std::vector<Received> rescued = rescue(worker.slot);
   if (shared_channel_) {
@@ -68,8 +74,8 @@ void Dispatcher::worker_ended(WorkerProcess& worker) {
   flush();
 }
 
-/// Of what a dead worker had received and not ended: those that another one can go on with. The others
-/// are closed.
+/// Of the copies that a dead worker leaves, of what it had received and not ended: those that another
+/// one can go on with. The others are closed.
 std::vector<Received> Dispatcher::rescue(std::size_t slot) {
   std::vector<Received> rescued;
   for (const std::uint32_t number : kept_.numbers(slot, true)) {
@@ -78,7 +84,7 @@ std::vector<Received> Dispatcher::rescue(std::size_t slot) {
     const bool untouched = progress.read == 0 && progress.written == 0;
     const bool whole =
         untouched || (retain_ == Retain::between_requests && progress.read == progress.written);
-    if (progress.open_for_writing && whole) rescued.push_back(std::move(copy));
+    if (progress.open_for_writing && whole && !abandoning_) rescued.push_back(std::move(copy));
   }
   counts_.rescued[slot] += rescued.size();
   return rescued;
@@ -207,7 +213,7 @@ std::size_t Dispatcher::collect_workers() {
     if (!channels_[slot]) continue;
     std::vector<Received> refused;
     const std::uint64_t ended = channels_[slot]->ended();
-    moved += channels_[slot]->collect(refused);
+    moved += channels_[slot]->collect(refused, retain_ != Retain::none);
     moved += channels_[slot]->collect_ended(ended);
     if (refused.empty()) continue;
     take_back(slot, refused);
@@ -231,7 +237,7 @@ void Dispatcher::collect() {
 }
 
 void Dispatcher::schedule() {
-  if (timer_ != 0 || (in_hand_off() == 0 && retained() == 0)) return;
+  if (timer_ != 0 || (in_hand_off() == 0 && kept_.retained() == 0)) return;
   std::int64_t delay = retry_ns;
   if (pending_.empty()) {
     idle_delay_ns_ = std::clamp(idle_delay_ns_ * 2, first_look_ns, longest_look_ns);

@@ -63,9 +63,9 @@ class Dispatcher::Channel : public EventHandler {
     return result.taken;
   }
 
-  /// Closes the copies of what the worker has received; gives back what it refused. Returns how many
-  /// left.
-  std::size_t collect(std::vector<Received>& refused) {
+  /// Closes the copies of what the worker has received, or retains them; gives back what it refused.
+  /// Returns how many left.
+  std::size_t collect(std::vector<Received>& refused, bool retain) {
     ProcessCounters& counters = worker_.counters();
     const std::uint64_t consumed = counters.consumed.get();
     if (consumed == seen_ || broken_) return 0;
@@ -94,16 +94,26 @@ class Dispatcher::Channel : public EventHandler {
         refused.push_back(take(number));
         full_ = true;
         finished_when_full_ = counters.finished.get();
-      } else if (dispatcher_.retain_ != Retain::none) {
-        dispatcher_.kept_.retain(number, worker_.slot);
       } else {
-        take(number);
+        ++received_;
+        if (!retain) {
+          take(number);
+        } else if (dispatcher_.kept_.retained_open() < dispatcher_.most_retained_) {
+          dispatcher_.kept_.retain(number, worker_.slot);
+        } else {
+          release(number);
+          dispatcher_.kept_.retain_number(number, worker_.slot);
+          ++dispatcher_.counts_.not_retained;
+        }
       }
       ++left;
     }
-    if (dispatcher_.retain_ == Retain::none) counters.released.set(seen_);
+    if (!retain) counters.released.set(seen_);
     return left;
   }
+  /// Of a worker that has ended: it may have died between counting what it received and saying which.
+  /// The books go by what it said, as its connections do.
+  void settle_counters() { worker_.counters().received.set(received_); }
 
   /// How many have ended in the worker. Ask before collect(): what has ended by then has been received by
   /// then, and is found among the retained.
@@ -123,7 +133,7 @@ class Dispatcher::Channel : public EventHandler {
       if (!dispatcher_.kept_.is_retained(number) ||
           dispatcher_.kept_.channel_of(number) != worker_.slot)
         continue;  // it has been given up (release_retained), or is none of the worker's
-      dispatcher_.kept_.take(number);
+      take(number);
       ++closed;
     }
     counters.ended_seen.set(ended_seen_);
@@ -198,9 +208,12 @@ class Dispatcher::Channel : public EventHandler {
 
   /// A copy that the worker says it has no use for any more.
   Received take(std::uint64_t number) {
-    Received copy = dispatcher_.kept_.take(number);
-    worker_.sink->released({copy.fd.get(), copy.tag});
-    return copy;
+    release(number);
+    return dispatcher_.kept_.take(number);
+  }
+  void release(std::uint64_t number) {
+    const Received& copy = dispatcher_.kept_.connection(number);
+    if (copy.fd) worker_.sink->released({copy.fd.get(), copy.tag});
   }
 
   void block(c10k::Channel state) {
@@ -222,6 +235,7 @@ class Dispatcher::Channel : public EventHandler {
   std::vector<Handover> batch_;
   std::size_t in_flight_ = 0;  // of a channel of its own
   std::uint64_t seen_ = 0;
+  std::uint64_t received_ = 0;  // those of them that were not refused
   std::uint64_t ended_seen_ = 0;
   std::uint64_t step_ = 0;
   std::uint64_t finished_when_full_ = 0;

@@ -45,6 +45,7 @@ nlohmann::json method_rows() {
     const MethodFacts& facts = entry;
     MethodOptions defaults = MethodOptions::parse(facts.name);
     const Support support = entry.make(defaults)->probe();
+    const char* const retained = facts.why_not_retained();
     rows.push_back({{"name", facts.name},
                     {"summary", facts.summary},
                     {"available", support.available},
@@ -58,6 +59,7 @@ nlohmann::json method_rows() {
                     {"needs_trust", facts.needs_trust},
                     {"kernel_dispatches", facts.kernel_dispatches},
                     {"connections_stay", facts.connections_stay},
+                    {"why_not_retained", retained == nullptr ? "" : retained},
                     {"chosen_by", facts.kernel_dispatches ? "kernel"
                                   : facts.shared_channel  ? "workers"
                                                           : "acceptor"}});

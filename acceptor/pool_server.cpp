@@ -30,6 +30,12 @@ std::int64_t gate_timeout_ns(const EchoOptions& echo) {
   return idle == 0 || (first != 0 && first <= idle) ? first : idle;
 }
 
+/// The rest of the descriptors is for what is on its way: a server that has retained them all could hand
+/// over nothing more.
+std::size_t most_retained_of(const ServerOptions& options) {
+  return options.most_in_hand_off - options.most_in_hand_off / 4;
+}
+
 class PoolServer : public EventHandler {
  public:
   explicit PoolServer(ServerOptions& options)
@@ -47,8 +53,8 @@ class PoolServer : public EventHandler {
                            return facts_.kernel_dispatches || dispatcher_.open(worker.slot) != 0;
                          },
                      .all_ended = [this] { loop_.stop(); }}),
-        dispatcher_(loop_, options.workers, *options.policy, facts_.shared_channel,
-                    retain_of(options), options.worker.max_connections_per_worker),
+        dispatcher_(loop_, options.workers, *options.policy, facts_, retain_of(options),
+                    most_retained_of(options), options.worker.max_connections_per_worker),
         gate_(loop_, gate_timeout_ns(options.worker.echo),
               {.pass = [this](Received connection) { pass(std::move(connection)); },
                .timed_out = [this](Received) { count_timed_out(); }}),
@@ -64,6 +70,7 @@ class PoolServer : public EventHandler {
     });
     loop_.run();
     if (announced_) frame_.write_report();
+    if (!supervisor_.failure().empty()) throw std::runtime_error(supervisor_.failure());
     return 0;
   }
 
@@ -232,6 +239,7 @@ class PoolServer : public EventHandler {
     result.load_age = dispatched.load_age;
     result.load_error_max = dispatched.load_error_max;
     result.worker_deaths = supervisor_.deaths();
+    result.not_retained = dispatched.not_retained;
     result.stuck_workers = supervisor_.stuck();
     result.degraded = supervisor_.degraded();
     return result;

@@ -20,6 +20,10 @@ bool ChildExit::clean() const {
   return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
+bool ChildExit::asks_not_to_be_restarted() const {
+  return WIFEXITED(status) && WEXITSTATUS(status) == exit_do_not_restart;
+}
+
 std::string ChildExit::text() const {
   if (WIFSIGNALED(status)) {
     const int number = WTERMSIG(status);

@@ -36,16 +36,6 @@ template <typename Call>
   return result;
 }
 
-/// Loads a BPF program by `call`. The kernel's verifier gives up with EAGAIN while a signal is pending, such
-/// as SIGCHLD of a worker that has just died (kernel/bpf/verifier.c, do_check); another time it goes well.
-template <typename Call>
-[[nodiscard]] auto retry_verifier(Call&& call) {
-  constexpr int attempts = 10;
-  auto result = retry_eintr(call);
-  for (int i = 1; i < attempts && result == -1 && errno == EAGAIN; ++i) result = retry_eintr(call);
-  return result;
-}
-
 /// Runs `call`; on failure throws a SystemError that names it: checked([&]{...}, "dup {}", fd).
 template <typename Call, typename... Args>
 auto checked(Call&& call, fmt::format_string<Args...> what, Args&&... args) {

@@ -45,8 +45,7 @@ class Hostile : public ::testing::TestWithParam<std::string> {
         ASSERT_TRUE(wait_readable(workers[slot]->control.get()));
         ASSERT_EQ(::recv(workers[slot]->control.get(), &ready, 1, 0), 1);
       }
-      Dispatcher dispatcher(loop, 2, find_dispatch_policy("round-robin"), facts.shared_channel,
-                            retain);
+      Dispatcher dispatcher(loop, 2, find_dispatch_policy("round-robin"), facts, retain, 1024);
       loop.at_end_of_turn([&] { dispatcher.collect(); });
       for (auto& worker : workers) dispatcher.worker_ready(*worker);
 

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <utility>
 
+#include "ipc/listener_source.hpp"
 #include "ipc/process.hpp"
 #include "ipc/syscall.hpp"
 
@@ -255,7 +256,13 @@ int run_worker_process(const LoopEntry& loop, std::unique_ptr<ConnectionSource> 
   // Everything is open by now, and not one byte of a client has been read.
   if (!options.allowed_calls.empty()) forbid_other_calls(options.allowed_calls);
   checked([&] { return ::send(control.get(), "r", 1, MSG_NOSIGNAL); }, "send to the acceptor");
-  worker.run();
+  try {
+    worker.run();
+  } catch (const ListenerError& error) {
+    fmt::print(stderr, "worker {} (process {}): {}; no successor could accept there either\n", slot,
+               ::getpid(), error.what());
+    return exit_do_not_restart;
+  }
   return 0;
 }
 
