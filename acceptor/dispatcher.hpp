@@ -49,9 +49,11 @@ enum class Retain : std::uint8_t {
 class Dispatcher {
  public:
   /// Keeps `most_retained` copies of what lives in workers; a connection beyond that has none, as without
-  /// --retain.
+  /// --retain. Where the acceptor chooses the worker, none is handed more than `most_per_worker` that have
+  /// not ended (0: any number).
   Dispatcher(EventLoop& loop, std::size_t workers, const PolicyEntry& policy,
-             const MethodFacts& method, Retain retain, std::size_t most_retained);
+             const MethodFacts& method, Retain retain, std::size_t most_retained,
+             std::size_t most_per_worker = 0);
   ~Dispatcher();
   Dispatcher(const Dispatcher&) = delete;
   Dispatcher& operator=(const Dispatcher&) = delete;
@@ -124,6 +126,7 @@ class Dispatcher {
   bool copies_are_whole_;  // a copy is the connection, also when a worker has received it
   Retain retain_;
   std::size_t most_retained_;
+  std::size_t most_per_worker_;
   std::deque<Received> pending_;
   KeptCopies kept_;
   std::vector<std::unique_ptr<Channel>> channels_;  // by slot; null while the worker is dead

@@ -89,6 +89,8 @@ int run_child(Received connection, const WorkerOptions& options, ProcessCounters
   shared.echoes.add_shared(own->echoes.get());
   shared.bytes.add_shared(own->bytes.get());
   shared.closed_idle.add_shared(own->closed_idle.get());
+  shared.closed_silent.add_shared(own->closed_silent.get());
+  shared.closed_stalled.add_shared(own->closed_stalled.get());
   shared.closed_draining.add_shared(own->closed_draining.get());
   for (std::size_t error = 0; error < ErrorTally::limit; ++error) {
     if (const auto count = own->errors[error].get(); count != 0)
@@ -126,6 +128,11 @@ class ForkServer : public EventHandler {
 
   int run() {
     loop_.watch(frame_.listener(), {.read = true, .level = true}, *this);
+    // Before the first child, which inherits it and asks for its parent's death signal afterwards.
+    if (options_.user) {
+      become(*options_.user);
+      forbid_other_calls(options_.worker.allowed_calls);
+    }
     ::getrusage(RUSAGE_SELF, &acceptor().at_ready);
     frame_.announce(loop_, {.report = [this] { return report(); },
                             .retire = [this](bool) { retire(); },

@@ -39,6 +39,11 @@ class KeptCopies {
     return entries_[number].connection.tag.id;
   }
 
+  /// The copy itself, which stays here.
+  [[nodiscard]] const Received& connection(std::uint64_t number) const {
+    return entries_[number].connection;
+  }
+
   /// The connection has arrived at the worker of a channel and is kept for as long as it lives there.
   void retain(std::uint64_t number, std::size_t channel) {
     entries_[number].channel = channel;

@@ -22,6 +22,14 @@ Retain retain_of(const ServerOptions& options) {
   return options.worker.echo.close_after_echo ? Retain::untouched : Retain::between_requests;
 }
 
+/// How long a silent client is kept before its connection is handed over. No byte moves meanwhile, so the
+/// shorter one comes first.
+std::int64_t gate_timeout_ns(const EchoOptions& echo) {
+  const std::int64_t idle = echo.idle_timeout_ns;
+  const std::int64_t first = echo.first_byte_timeout_ns;
+  return idle == 0 || (first != 0 && first <= idle) ? first : idle;
+}
+
 /// The rest of the descriptors is for what is on its way: a server that has retained them all could hand
 /// over nothing more.
 std::size_t most_retained_of(const ServerOptions& options) {
@@ -50,8 +58,8 @@ class PoolServer : public EventHandler {
                          },
                      .all_ended = [this] { loop_.stop(); }}),
         dispatcher_(loop_, options.workers, *options.policy, facts_, retain_of(options),
-                    most_retained_of(options)),
-        gate_(loop_, options.worker.echo.idle_timeout_ns,
+                    most_retained_of(options), options.worker.max_connections_per_worker),
+        gate_(loop_, gate_timeout_ns(options.worker.echo),
               {.pass = [this](Received connection) { pass(std::move(connection)); },
                .timed_out = [this](Received) { count_timed_out(); }}),
         signals_(loop_, {SIGTERM, SIGINT, SIGUSR1, SIGHUP},
@@ -117,8 +125,10 @@ class PoolServer : public EventHandler {
 
   /// It ends here, having been served nothing: as a worker counts a silent client.
   void count_timed_out() {
+    const EchoOptions& echo = options_.worker.echo;
     counters().finished.add();
-    counters().closed_idle.add();
+    const bool by_idle = gate_timeout_ns(echo) == echo.idle_timeout_ns;
+    (by_idle ? counters().closed_idle : counters().closed_silent).add();
   }
 
   std::size_t room() const {
@@ -126,9 +136,10 @@ class PoolServer : public EventHandler {
     const auto left = [](std::size_t most, std::size_t now) { return most > now ? most - now : 0; };
     const std::size_t fit = left(options_.most_in_hand_off,
                                  dispatcher_.in_hand_off() + dispatcher_.retained() + gate_.size());
-    const std::size_t most = options_.worker.max_connections;
-    const std::size_t allowed = most == 0 ? fit : left(most, dispatcher_.open() + gate_.size());
-    return std::min({batch_.size(), fit, allowed});
+    const std::size_t open = dispatcher_.open() + gate_.size();
+    const auto allowed = [&](std::size_t most) { return most == 0 ? fit : left(most, open); };
+    return std::min({batch_.size(), fit, allowed(options_.worker.max_connections),
+                     allowed(options_.worker.max_connections_per_worker * options_.workers)});
   }
 
   void accept_batch() {

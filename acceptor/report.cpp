@@ -18,15 +18,19 @@
 namespace c10k {
 namespace {
 
-/// What a process has used since `then`, which it has said itself: nothing where that cannot be.
-std::int64_t used(std::int64_t now, std::int64_t then) {
-  return then >= 0 && then <= now ? now - then : 0;
+/// What was used since: `since` is a worker's own word, so anything may stand there.
+std::int64_t used(std::int64_t now, std::int64_t since) {
+  return since >= 0 && since <= now ? now - since : now;
 }
-std::int64_t used_us(const timeval& now, const timeval& then) {
-  constexpr std::int64_t second_us = 1'000'000;
-  if (then.tv_sec > now.tv_sec || then.tv_usec >= second_us) return 0;
-  return used(now.tv_sec * second_us + now.tv_usec,
-              then.tv_sec < 0 || then.tv_usec < 0 ? -1 : then.tv_sec * second_us + then.tv_usec);
+
+std::int64_t used_us(const timeval& now, const timeval& since) {
+  constexpr std::int64_t most_s = 1'000'000'000;  // beyond it, microseconds would not fit either
+  const auto us = [](const timeval& time) {
+    const bool possible =
+        time.tv_sec >= 0 && time.tv_sec < most_s && time.tv_usec >= 0 && time.tv_usec < 1'000'000;
+    return possible ? std::int64_t{time.tv_sec} * 1'000'000 + time.tv_usec : -1;
+  };
+  return used(us(now), us(since));
 }
 
 }  // namespace
@@ -52,6 +56,8 @@ void ProcessTotals::add(const ProcessCounters& counters, bool alive) {
   refused += counters.refused.get();
   shed += shed_now;
   closed_idle += counters.closed_idle.get();
+  closed_silent += counters.closed_silent.get();
+  closed_stalled += counters.closed_stalled.get();
   closed_draining += counters.closed_draining.get();
   queue_peak = std::max(queue_peak, counters.queue_peak.get());
   echoes += counters.echoes.get();
@@ -87,6 +93,8 @@ void ProcessTotals::add(const ProcessTotals& other) {
   finished_redelivered += other.finished_redelivered;
   lost += other.lost;
   closed_idle += other.closed_idle;
+  closed_silent += other.closed_silent;
+  closed_stalled += other.closed_stalled;
   closed_draining += other.closed_draining;
   queue_peak = std::max(queue_peak, other.queue_peak);
   echoes += other.echoes;
@@ -123,6 +131,8 @@ nlohmann::json ProcessTotals::to_json() const {
                          {"handed_back", handed_back},
                          {"handed_on", handed_on},
                          {"closed_idle", closed_idle},
+                         {"closed_silent", closed_silent},
+                         {"closed_stalled", closed_stalled},
                          {"closed_draining", closed_draining},
                          {"echoes", echoes},
                          {"bytes", bytes},

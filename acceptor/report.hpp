@@ -38,6 +38,8 @@ struct ProcessTotals {
   std::uint64_t handed_back = 0;  ///< given up alive by a worker
   std::uint64_t handed_on = 0;    ///< and taken over by the server after this one
   std::uint64_t closed_idle = 0;
+  std::uint64_t closed_silent = 0;   ///< by --first-byte-timeout
+  std::uint64_t closed_stalled = 0;  ///< by --write-timeout
   std::uint64_t closed_draining = 0;
   std::uint64_t queue_peak = 0;
   std::uint64_t echoes = 0;

@@ -32,6 +32,7 @@ struct ServerOptions {
   bool accept_drain = true;
   std::size_t most_in_hand_off = 0;  ///< pool: what the descriptor limit leaves room for
   WorkerOptions worker;
+  std::optional<UserIdentity> user;  ///< Whom the processes become that see clients' bytes.
   std::string control;     ///< Where a successor can take this server over; empty: nowhere.
   std::string take_over;   ///< PATH or fd:N of the server to take over; empty: none.
   std::string executable;  ///< Where this program's file was when it started.

@@ -18,6 +18,9 @@ struct StrategyEntry {
   std::string_view name;
   std::string_view summary;
   int (*run)(ServerOptions& options);
+  /// With --user: what the process that accepts calls in this shape, beside what its loop and its serving
+  /// need. A pool's acceptor is not confined.
+  CallGroups calls = {};
   /// By trying it.
   Support (*probe)() = [] { return Support{}; };
 };

@@ -10,6 +10,7 @@ namespace c10k {
 
 int run_single_server(ServerOptions& options) {
   ServerFrame frame(options);
+  if (options.user) become(*options.user);
   const SharedArray<ProcessCounters> counters(1);
   const SharedArray<Counter> active(1);
   auto source = std::make_unique<ListenerSource>(duplicate(frame.listener()), options.accept_drain,
@@ -35,6 +36,7 @@ int run_single_server(ServerOptions& options) {
     frame.close_listener();
     return worker.draining() ? worker.end_drain() : worker.drain();
   });
+  if (options.user) forbid_other_calls(options.worker.allowed_calls);
   const auto retire = [&](bool) {
     frame.close_listener();
     worker.retire([&] { frame.upgrade()->left(); });

@@ -152,6 +152,7 @@ void Supervisor::spawn(std::size_t index) {
   request.listener = listener_;
   request.listen_options = options_.listener;
   request.accept_drain = options_.accept_drain;
+  request.write_timeout_ns = options_.worker.echo.write_timeout_ns;
   request.exclusive_possible = options_.loop->exclusive;
   const std::unique_ptr<Link> link = options_.method.method->open(request);
 
@@ -163,6 +164,7 @@ void Supervisor::spawn(std::size_t index) {
   worker_options.wait_to_accept = wait_to_accept_;
   worker->child = ChildProcess::fork(
       [&, &theirs = theirs] {  // Clang before 16 does not capture a structured binding by itself
+        if (options_.user) become(*options_.user);
         return run_worker_process(*options_.loop, link->worker_end(), facts.kernel_dispatches,
                                   worker_options, worker->counters(), active_.all(), index,
                                   std::move(theirs), acceptor);

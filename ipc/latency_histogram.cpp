@@ -43,7 +43,9 @@ double LatencyHistogram::quantile_ns(double fraction) const {
   const std::uint64_t total = count();
   if (total == 0) return 0;
   const auto rank = std::max<std::uint64_t>(
-      1, static_cast<std::uint64_t>(std::ceil(fraction * static_cast<double>(total))));
+      1, static_cast<std::uint64_t>(std::min(
+             std::ceil(static_cast<long double>(fraction) * static_cast<long double>(total)),
+             static_cast<long double>(total))));
   std::uint64_t seen = 0;
   for (const auto& cell : bh::indexed(counts_, bh::coverage::all)) {
     seen += *cell;

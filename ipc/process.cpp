@@ -27,7 +27,9 @@ bool ChildExit::asks_not_to_be_restarted() const {
 
 std::string ChildExit::text() const {
   if (WIFSIGNALED(status)) {
-    return fmt::format("killed by signal {} ({})", WTERMSIG(status), ::strsignal(WTERMSIG(status)));
+    const int number = WTERMSIG(status);
+    return fmt::format("killed by signal {} ({}){}", number, ::strsignal(number),
+                       number == SIGSYS ? ": it made a system call that its filter forbids" : "");
   }
   return fmt::format("exit code {}", WEXITSTATUS(status));
 }

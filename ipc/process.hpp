@@ -26,7 +26,7 @@ struct ChildExit {
   [[nodiscard]] bool clean() const;
   /// It has left by exit_do_not_restart.
   [[nodiscard]] bool asks_not_to_be_restarted() const;
-  /// "exit code 3" or "killed by signal 9 (Killed)".
+  /// "exit code 3" or "killed by signal 9 (Killed)"; for SIGSYS also what that means.
   [[nodiscard]] std::string text() const;
 };
 

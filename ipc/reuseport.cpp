@@ -271,6 +271,7 @@ MethodEntry reuseport() {
                           "listener), or with migrate=on it moves to the other workers",
            .kernel_dispatches = true,
            .listener_per_worker = true,
+           .worker_calls = {CallGroup::accept},
            .variants = {"steer=cpu", "steer=least-loaded", "migrate=on", "steer=cpu,migrate=on",
                         "steer=least-loaded,migrate=on"}},
           make_reuseport};

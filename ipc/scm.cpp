@@ -121,7 +121,11 @@ namespace {
 class ScmSink : public ConnectionSink {
  public:
   ScmSink(OwnedFd socket, std::size_t batch, int worker_pidfd)
-      : socket_(std::move(socket)), batch_(batch), worker_pidfd_(worker_pidfd) {}
+      : socket_(std::move(socket)), batch_(batch), worker_pidfd_(worker_pidfd) {
+    // Nothing is ever read here: a worker that sends, descriptors above all, is told EPIPE by the kernel.
+    checked([&] { return ::shutdown(socket_.get(), SHUT_RD); }, "shutdown {} SHUT_RD",
+            socket_.get());
+  }
 
   SendResult send(std::span<const Handover> batch) override {
     SendResult result;
@@ -155,19 +159,21 @@ class ScmSink : public ConnectionSink {
 
 class ScmSource : public ConnectionSource {
  public:
-  ScmSource(OwnedFd socket, bool datagram, bool exclusive)
-      : socket_(std::move(socket)), datagram_(datagram), exclusive_(exclusive) {}
+  ScmSource(OwnedFd socket, bool datagram, bool exclusive, bool shared)
+      : socket_(std::move(socket)), datagram_(datagram), exclusive_(exclusive), shared_(shared) {}
 
   [[nodiscard]] int fd() const override { return socket_.get(); }
   ReceiveResult receive(std::span<Received> batch) override {
     return receive_frame(socket_.get(), batch, datagram_);
   }
   [[nodiscard]] bool exclusive_wake_up() const override { return exclusive_; }
+  [[nodiscard]] bool shared() const override { return shared_; }
 
  private:
   OwnedFd socket_;
   bool datagram_;
   bool exclusive_;
+  bool shared_;
 };
 
 }  // namespace
@@ -176,8 +182,9 @@ std::unique_ptr<ConnectionSink> make_scm_sink(OwnedFd socket, std::size_t batch,
   return std::make_unique<ScmSink>(std::move(socket), batch, worker_pidfd);
 }
 
-std::unique_ptr<ConnectionSource> make_scm_source(OwnedFd socket, bool datagram, bool exclusive) {
-  return std::make_unique<ScmSource>(std::move(socket), datagram, exclusive);
+std::unique_ptr<ConnectionSource> make_scm_source(OwnedFd socket, bool datagram, bool exclusive,
+                                                  bool shared) {
+  return std::make_unique<ScmSource>(std::move(socket), datagram, exclusive, shared);
 }
 
 namespace {
@@ -245,7 +252,8 @@ MethodFacts scm_facts(std::string_view name, std::string_view summary) {
           .privilege = "none",
           .syscalls = "acceptor 1/batch (sendmsg), worker 1/batch (recvmsg)",
           .isolation = "full: each side reaches only its own table",
-          .after_death = "nothing: the kernel drops messages in flight, the acceptor has copies"};
+          .after_death = "nothing: the kernel drops messages in flight, the acceptor has copies",
+          .worker_calls = {CallGroup::descriptors}};
 }
 
 std::unique_ptr<HandoffMethod> make_scm_method(int socket_type, MethodOptions& options) {

@@ -77,7 +77,8 @@ void take_descriptors(msghdr& message, Each&& each) {
 [[nodiscard]] std::unique_ptr<ConnectionSink> make_scm_sink(OwnedFd socket, std::size_t batch,
                                                             int worker_pidfd);
 [[nodiscard]] std::unique_ptr<ConnectionSource> make_scm_source(OwnedFd socket, bool datagram,
-                                                                bool exclusive);
+                                                                bool exclusive,
+                                                                bool shared = false);
 
 /// The link of a socket type; `batch` bounds the descriptors in a message.
 [[nodiscard]] std::unique_ptr<Link> open_scm_link(int socket_type, std::size_t batch);

@@ -396,7 +396,8 @@ MethodEntry tcp_repair() {
        .syscalls = "acceptor 25, worker 20",
        .isolation = "descriptors apart, but CAP_NET_ADMIN lets a worker take over any connection",
        .after_death = "nothing: the sink rebuilds what was under way in the acceptor's copies",
-       .consumes_connection = true},
+       .consumes_connection = true,
+       .needs_trust = "a worker rebuilds connections, so it must have CAP_NET_ADMIN"},
       [](MethodOptions& options) -> std::unique_ptr<HandoffMethod> {
         return std::make_unique<TcpRepair>(options.flag("guard", true));
       }};

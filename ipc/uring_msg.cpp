@@ -23,6 +23,7 @@
 #include <algorithm>
 #include <array>
 #include <climits>
+#include <cstring>
 #include <vector>
 
 #include "ipc/methods.hpp"
@@ -96,7 +97,9 @@ class UringSink : public ConnectionSink {
   /// Publishes what has arrived, in the order in which it was sent.
   void attend() override {
     sender_.reap([&](std::uint64_t position, int slot) {
-      if (slot < 0 && !is_shortage(-slot)) throw_system_error(-slot, "io_uring MSG_RING");
+      // A worker that leaves its ring and its table alone gives no other reason for a failure.
+      if (slot < 0 && !is_shortage(-slot))
+        throw BrokenProtocol(fmt::format("its ring refuses a file: {}", ::strerror(-slot)));
       if (position - published_ < sent_.size()) sent_[position - published_].number = slot;
     });
     std::size_t count = 0;
@@ -228,7 +231,11 @@ class UringLink : public Link {
     checked([&] { return ::getrlimit(RLIMIT_NOFILE, &limit); }, "getrlimit RLIMIT_NOFILE");
     capacity_ = std::min<std::size_t>(NumberRing::slots, limit.rlim_cur);
     // The acceptor needs the descriptor and not the mappings.
-    const Uring uring(2 * most_at_once, 4 * most_at_once, 0, static_cast<unsigned>(capacity_));
+    Uring uring(2 * most_at_once, 4 * most_at_once, IORING_SETUP_R_DISABLED,
+                static_cast<unsigned>(capacity_));
+    // All that its source does; the kernel puts the files in on the acceptor's behalf.
+    constexpr std::array operations{op_fixed_fd_install, IORING_OP_FILES_UPDATE + 0};
+    uring.restrict_to(operations, IOSQE_FIXED_FILE | IOSQE_CQE_SKIP_SUCCESS, {});
     params_ = uring.params();
     workers_ring_ = duplicate(uring.fd());
   }
@@ -292,7 +299,8 @@ MethodEntry uring_msg() {
            .syscalls = "acceptor 1/batch, worker 1/batch (io_uring_enter); a write and a read per "
                        "wake-up",
            .isolation = "full: each side reaches only its own table",
-           .after_death = "the open files in the worker's ring, until the acceptor drops the ring"},
+           .after_death = "the open files in the worker's ring, until the acceptor drops the ring",
+           .worker_calls = {CallGroup::uring}},
           [](MethodOptions&) -> std::unique_ptr<HandoffMethod> {
             return std::make_unique<UringMsg>();
           }};

@@ -44,7 +44,7 @@ class CompletionEcho : public EchoService {
     unsigned next = 0;
   };
 
-  void close_idle(EchoConnection& connection) override;
+  void close_late(EchoConnection& connection) override;
   void on_received(Connection& connection, int result, unsigned flags);
   void on_buffer_sent(Connection& connection, int result);
   void on_pending_sent(Connection& connection, int result);

@@ -68,6 +68,8 @@ struct alignas(64) ProcessCounters {
   Counter adopted;               ///< taken over alive from the server before this one
   Counter finished_redelivered;  ///< those of them that had been handed over before
   Counter closed_idle;           ///< closed by --idle-timeout
+  Counter closed_silent;         ///< closed by --first-byte-timeout
+  Counter closed_stalled;        ///< closed by --write-timeout
   Counter closed_draining;       ///< closed because the drain's deadline came
 
   Counter queue_peak;  ///< the longest accept queue that was seen

@@ -22,7 +22,7 @@ class ReadinessEcho : public EchoService {
  private:
   class Connection;
 
-  void close_idle(EchoConnection& connection) override;
+  void close_late(EchoConnection& connection) override;
   void pump(Connection& connection, bool to_end);
   void flush(Connection& connection);
   void fail(Connection& connection, int error);

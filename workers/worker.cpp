@@ -33,8 +33,10 @@ Worker::Worker(const LoopEntry& loop, std::unique_ptr<ConnectionSource> source, 
       accepts_(accepts),
       serving_(loop.make(loop, options.echo, counters)),
       source_(std::move(source)),
-      intake_(serving_->intake(*source_, !accepts || options.max_connections == 0,
-                               [this] { take_batch(); })) {
+      intake_(serving_->intake(
+          *source_,
+          !accepts || (options.max_connections == 0 && options.max_connections_per_worker == 0),
+          [this] { take_batch(); })) {
   active_[slot_].set(0);
   service().on_closed([this] { count_closed(); });
   this->loop().at_end_of_turn([this] { counters_.turns.add(); });
@@ -49,6 +51,22 @@ Worker::~Worker() {
 void Worker::run() {
   ::getrusage(RUSAGE_SELF, &counters_.at_ready);
   loop().run();
+}
+
+/// How many more this worker may have by --max-connections-per-worker.
+std::size_t Worker::room_under_cap() {
+  const std::size_t most = options_.max_connections_per_worker;
+  const std::size_t open = service().active();
+  // Who is sent to alone is not sent more, and may have to receive for those that it has.
+  if (most == 0 || !(accepts_ || source_->shared())) return batch_.size();
+  return open < most ? std::min(batch_.size(), most - open) : 0;
+}
+
+/// Until a connection ends here.
+void Worker::leave_to_others() {
+  if (!taking_ || std::exchange(at_limit_, true)) return;
+  intake_->pause();
+  source_->leave_to_others();
 }
 
 std::size_t Worker::claim_room() {
@@ -76,11 +94,18 @@ std::size_t Worker::claim_room() {
 }
 
 void Worker::take_batch() {
-  const std::size_t room_now = claim_room();
+  const std::size_t room_of_own = room_under_cap();
+  if (room_of_own == 0) return leave_to_others();
+  const std::size_t room_now = accepts_ ? std::min(room_of_own, claim_room()) : batch_.size();
   // At --max-connections the rest stays in the kernel's queue, as HAProxy's maxconn does it.
   if (room_now == 0) return pause();
   counters_.receive_steps.add();
-  const ReceiveResult result = intake_->receive({batch_.data(), room_now});
+  ReceiveResult result = intake_->receive({batch_.data(), room_now});
+  // A message of a shared channel may bring more than there is room for. The acceptor has its copies.
+  while (!accepts_ && result.received > room_of_own) {
+    batch_[--result.received].fd.reset();
+    ++result.refused;
+  }
   if (result.error != 0) counters_.errors.add(result.error);
   claimed_ = std::min(claimed_, result.received);
 
@@ -114,7 +139,11 @@ void Worker::take_batch() {
   }
   counters_.receive_steps.add();
   report_active();
-  if (result.refused != 0 || result.state == Channel::starved) pause();
+  if (room_under_cap() == 0) {
+    leave_to_others();
+  } else if (result.refused != 0 || result.state == Channel::starved) {
+    pause();
+  }
   if (result.state == Channel::at_limit && taking_) {
     at_limit_ = true;
     intake_->pause();
@@ -255,6 +284,8 @@ int run_worker_process(const LoopEntry& loop, std::unique_ptr<ConnectionSource> 
   });
   const AcceptorWatch watch(worker, acceptor);
   ControlWatch words(worker, channel.get());
+  // Everything is open by now, and not one byte of a client has been read.
+  if (!options.allowed_calls.empty()) forbid_other_calls(options.allowed_calls);
   checked([&] { return ::send(channel.get(), &control::ready, 1, MSG_NOSIGNAL); },
           "send to the acceptor");
   try {

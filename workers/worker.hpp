@@ -19,8 +19,12 @@ struct WorkerOptions {
   EchoOptions echo;
   std::int64_t drain_timeout_ns = 5'000'000'000;
   std::size_t max_connections =
-      0;                        ///< Over all workers; 0: no limit. Only for who accepts for itself.
+      0;  ///< Over all workers; 0: no limit. Only for who accepts for itself.
+  /// Over one worker of a pool; 0: no limit.
+  std::size_t max_connections_per_worker = 0;
   bool wait_to_accept = false;  ///< One that accepts for itself begins with Worker::look_again().
+  /// What a worker process may call from the moment it is ready; empty: anything.
+  CallGroups allowed_calls;
 };
 
 /// What acceptor and worker say to each other over the control socket, in messages of one byte.
@@ -70,6 +74,8 @@ class Worker {
   void take_batch();
   void pause();
   [[nodiscard]] std::size_t claim_room();
+  [[nodiscard]] std::size_t room_under_cap();
+  void leave_to_others();
   [[nodiscard]] EchoService& service() { return serving_->service(); }
   void count_closed();
   void end_if_drained();
