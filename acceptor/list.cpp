@@ -57,6 +57,7 @@ nlohmann::json method_rows() {
                     {"after_death", facts.after_death},
                     {"kernel_dispatches", facts.kernel_dispatches},
                     {"connections_stay", facts.connections_stay},
+                    {"not_retained", facts.why_not_retained() ? facts.why_not_retained() : ""},
                     {"chosen_by", facts.kernel_dispatches ? "kernel"
                                   : facts.shared_channel  ? "workers"
                                                           : "acceptor"}});
