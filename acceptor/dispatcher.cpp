@@ -60,9 +60,9 @@ class Dispatcher::Channel : public EventHandler {
     return result.taken;
   }
 
-  /// Closes the copies of what the worker has received; gives back what it refused. Returns how many
-  /// left.
-  std::size_t collect(std::vector<Received>& refused) {
+  /// Closes the copies of what the worker has received, or retains them; gives back what it refused.
+  /// Returns how many left.
+  std::size_t collect(std::vector<Received>& refused, bool retain) {
     ProcessCounters& counters = worker_.counters();
     const std::uint64_t consumed = counters.consumed.get();
     if (consumed == seen_ || consumed - seen_ > max_outstanding) return 0;
@@ -82,15 +82,27 @@ class Dispatcher::Channel : public EventHandler {
         refused.push_back(dispatcher_.kept_.take(number));
         full_ = true;
         finished_when_full_ = counters.finished.get();
-      } else if (dispatcher_.retain_ != Retain::none) {
-        dispatcher_.kept_.retain(number, worker_.slot);
       } else {
-        dispatcher_.kept_.take(number);
+        ++received_;
+        if (!retain) {
+          dispatcher_.kept_.take(number);
+        } else if (dispatcher_.kept_.retained_open() < dispatcher_.most_retained_) {
+          dispatcher_.kept_.retain(number, worker_.slot);
+        } else {
+          dispatcher_.kept_.retain_number(number, worker_.slot);
+          ++dispatcher_.counts_.not_retained;
+        }
       }
       ++left;
     }
-    if (dispatcher_.retain_ == Retain::none) counters.released.set(seen_);
+    if (!retain) counters.released.set(seen_);
     return left;
+  }
+  /// Of a worker that has ended: it may have died between counting what it received or gave up and saying
+  /// which. The books go by what it said, as its connections do.
+  void settle_counters() {
+    worker_.counters().received.set(received_);
+    worker_.counters().handed_back.set(handed_back_);
   }
 
   /// How many connections have ended in the worker. To be read before collect(): those must have been seen
@@ -111,7 +123,7 @@ class Dispatcher::Channel : public EventHandler {
         continue;
       Received copy = dispatcher_.kept_.take(number);
       ++closed;
-      if ((record & handed_back_flag) == 0) continue;
+      if ((record & handed_back_flag) == 0 || !copy.fd) continue;
       ++dispatcher_.counts_.handed_back[worker_.slot];
       ++handed_back_;
       dispatcher_.pending_.push_back(std::move(copy));
@@ -119,7 +131,6 @@ class Dispatcher::Channel : public EventHandler {
     counters.ended_seen.set(ended_seen_);
     return closed;
   }
-  [[nodiscard]] std::uint64_t handed_back() const { return handed_back_; }
   void release() { worker_.counters().released.set(seen_); }
 
   void unblock() {
@@ -178,6 +189,7 @@ class Dispatcher::Channel : public EventHandler {
   std::vector<Handover> batch_;
   std::size_t in_flight_ = 0;  // of a channel of its own
   std::uint64_t seen_ = 0;
+  std::uint64_t received_ = 0;  // those of them that were not refused
   std::uint64_t ended_seen_ = 0;
   std::uint64_t handed_back_ = 0;
   std::uint64_t step_ = 0;
@@ -189,12 +201,14 @@ class Dispatcher::Channel : public EventHandler {
 };
 
 Dispatcher::Dispatcher(EventLoop& loop, std::size_t workers, const PolicyEntry& policy,
-                       bool shared_channel, Retain retain)
+                       const MethodFacts& method, Retain retain, std::size_t most_retained)
     : loop_(loop),
       policy_entry_(policy),
       policy_(policy.make()),
-      shared_channel_(shared_channel),
+      shared_channel_(method.shared_channel),
+      copies_are_whole_(method.why_not_retained() == nullptr),
       retain_(retain),
+      most_retained_(most_retained),
       channels_(workers),
       loads_(workers) {
   counts_.handed.resize(workers);
@@ -217,10 +231,11 @@ void Dispatcher::worker_ended(WorkerProcess& worker) {
   if (channel == nullptr) return;
   std::vector<Received> again;
   const std::uint64_t ended = channel->ended();
-  channel->collect(again);
+  // Of what it had received, the copies not closed yet may be fit for somebody else. (One that it had
+  // served to its end is not: as long as there was a copy, it ended the connection by a shutdown.)
+  channel->collect(again, copies_are_whole_);
   channel->collect_ended(ended);
-  // It counts no more, and it may have died between saying what it gives up and counting that.
-  worker.counters().handed_back.set(channel->handed_back());
+  channel->settle_counters();
   std::vector<Received> rescued = rescue(worker.slot);
   if (shared_channel_) {
     // What it was sent is anybody's. What it had pulled and not counted is not known yet.
@@ -241,8 +256,8 @@ void Dispatcher::worker_ended(WorkerProcess& worker) {
   flush();
 }
 
-/// Of what a dead worker had received and not ended: those that another one can go on with. The others
-/// are closed.
+/// Of the copies that a dead worker leaves, of what it had received and not ended: those that another
+/// one can go on with. The others are closed.
 std::vector<Received> Dispatcher::rescue(std::size_t slot) {
   std::vector<Received> rescued;
   for (const std::uint32_t number : kept_.numbers(slot, true)) {
@@ -251,7 +266,7 @@ std::vector<Received> Dispatcher::rescue(std::size_t slot) {
     const bool untouched = progress.read == 0 && progress.written == 0;
     const bool whole =
         untouched || (retain_ == Retain::between_requests && progress.read == progress.written);
-    if (progress.open_for_writing && whole) rescued.push_back(std::move(copy));
+    if (progress.open_for_writing && whole && !abandoning_) rescued.push_back(std::move(copy));
   }
   counts_.rescued[slot] += rescued.size();
   return rescued;
@@ -384,7 +399,7 @@ std::size_t Dispatcher::collect_workers() {
     if (!channels_[slot]) continue;
     std::vector<Received> refused;
     const std::uint64_t ended = channels_[slot]->ended();
-    moved += channels_[slot]->collect(refused);
+    moved += channels_[slot]->collect(refused, retain_ != Retain::none);
     moved += channels_[slot]->collect_ended(ended);
     if (refused.empty()) continue;
     take_back(slot, refused);
@@ -409,7 +424,7 @@ void Dispatcher::collect() {
 }
 
 void Dispatcher::schedule() {
-  if (timer_ != 0 || (in_hand_off() == 0 && retained() == 0)) return;
+  if (timer_ != 0 || (in_hand_off() == 0 && kept_.retained() == 0)) return;
   std::int64_t delay = retry_ns;
   if (pending_.empty()) {
     idle_delay_ns_ = std::clamp(idle_delay_ns_ * 2, first_look_ns, longest_look_ns);
@@ -469,25 +484,6 @@ void Dispatcher::abandon() {
   pending_.clear();
   if (successor_) successor_->leave();
   if (when_empty_) std::exchange(when_empty_, nullptr)();
-}
-
-void Dispatcher::hand_on(OwnedFd successor) {
-  handing_on_ = true;
-  successor_ =
-      std::make_unique<HandOn>(loop_, std::move(successor),
-                               HandOn::Hooks{.moved = [this] { flush(); },
-                                             .returned =
-                                                 [this](std::vector<Received> ours, bool gone) {
-                                                   if (gone) handing_on_ = false;
-                                                   for (std::size_t i = ours.size(); i > 0; --i)
-                                                     pending_.push_front(std::move(ours[i - 1]));
-                                                   flush();
-                                                 }});
-}
-
-void Dispatcher::when_gone(std::function<void()> action) {
-  if (in_hand_off() == 0 && retained() == 0) return action();
-  when_gone_ = std::move(action);
 }
 
 }  // namespace c10k

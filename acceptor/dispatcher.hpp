@@ -24,10 +24,11 @@ struct DispatchCounts {
   std::vector<std::uint64_t> taken_back;  ///< by slot: refused, or not received at a death
   std::vector<std::uint64_t> rescued;     ///< by slot: received, and alive after its worker's death
   std::vector<std::uint64_t> handed_back;  ///< by slot: received, and given up alive
-  std::uint64_t redelivered = 0;  ///< handed over again: refused, not yet received, or rescued
-  std::uint64_t shed = 0;         ///< closed after too many refusals, or for want of a resource
-  std::uint64_t abandoned = 0;    ///< closed at the end of a drain, in no worker
-  std::uint64_t lost = 0;         ///< a worker died with them and they could not be made whole
+  std::uint64_t redelivered = 0;   ///< handed over again: refused, not yet received, or rescued
+  std::uint64_t not_retained = 0;  ///< under --retain: no descriptor was left to keep a copy
+  std::uint64_t shed = 0;          ///< closed after too many refusals, or for want of a resource
+  std::uint64_t abandoned = 0;     ///< closed at the end of a drain, in no worker
+  std::uint64_t lost = 0;          ///< a worker died with them and they could not be made whole
 
   std::map<int, std::uint64_t> errors;  ///< of sending, by errno
 
@@ -37,19 +38,20 @@ struct DispatchCounts {
   std::uint64_t load_error_max = 0;
 };
 
-/// Which connections the acceptor keeps a copy of after their worker has them (--retain), for the case
-/// that it dies.
+/// How long the acceptor keeps a copy of a connection that a worker has (--retain), and which of them
+/// another worker takes over when that one dies.
 enum class Retain : std::uint8_t {
-  none,
-  untouched,         ///< Another worker takes over what nothing was read from and written to.
-  between_requests,  ///< It also takes over a connection of which all that was read has been echoed.
+  none,       ///< Until it sees that the worker has it: what nothing was read from or written to.
+  untouched,  ///< To its end: the same.
+  between_requests,  ///< To its end: also that of which all that was read has been echoed.
 };
 
 class Dispatcher {
  public:
-  /// `shared_channel`: all workers pull from one channel, whichever sink is used.
-  Dispatcher(EventLoop& loop, std::size_t workers, const PolicyEntry& policy, bool shared_channel,
-             Retain retain);
+  /// Keeps `most_retained` copies of what lives in workers; a connection beyond that has none, as without
+  /// --retain.
+  Dispatcher(EventLoop& loop, std::size_t workers, const PolicyEntry& policy,
+             const MethodFacts& method, Retain retain, std::size_t most_retained);
   ~Dispatcher();
   Dispatcher(const Dispatcher&) = delete;
   Dispatcher& operator=(const Dispatcher&) = delete;
@@ -70,7 +72,7 @@ class Dispatcher {
   /// Connections that are in no worker yet, as far as collect() has seen.
   [[nodiscard]] std::size_t in_hand_off() const;
   /// Copies kept of connections that live in a worker.
-  [[nodiscard]] std::size_t retained() const { return kept_.retained(); }
+  [[nodiscard]] std::size_t retained() const { return kept_.retained_open(); }
   /// Gives up the copies of what lives in workers, and keeps none from now on.
   void release_retained();
   /// Connections handed over or waiting, and not ended.
@@ -91,7 +93,10 @@ class Dispatcher {
   }
   /// How many it has adopted.
   [[nodiscard]] std::uint64_t handed_on() const { return successor_ ? successor_->adopted() : 0; }
-  /// Calls `action` once when nothing is in the hand-off, and no copy is retained.
+  /// Tells a worker of which connections there is a copy, before it gives up any.
+  void mark_retained(WorkerProcess& worker) const;
+  /// Calls `action` once when nothing is in the hand-off, and no connection of a worker is left that the
+  /// others could take over.
   void when_gone(std::function<void()> action);
 
   void worker_ready(WorkerProcess& worker);
@@ -116,8 +121,10 @@ class Dispatcher {
   EventLoop& loop_;
   const PolicyEntry& policy_entry_;
   std::unique_ptr<DispatchPolicy> policy_;
-  bool shared_channel_;
+  bool shared_channel_;    // all workers pull from one channel, whichever sink is used
+  bool copies_are_whole_;  // a copy is the connection, also when a worker has received it
   Retain retain_;
+  std::size_t most_retained_;
   std::deque<Received> pending_;
   KeptCopies kept_;
   std::vector<std::unique_ptr<Channel>> channels_;  // by slot; null while the worker is dead

@@ -45,16 +45,31 @@ class KeptCopies {
     entries_[number].retained = true;
     ++retained_;
   }
+  /// The same without the copy, which is closed: its number stays in use, as the worker will say it.
+  void retain_number(std::uint64_t number, std::size_t channel) {
+    retain(number, channel);
+    entries_[number].connection.fd.reset();
+    ++closed_;
+  }
   [[nodiscard]] bool is_retained(std::uint64_t number) const {
     return number < entries_.size() && entries_[number].retained;
   }
+  /// Whether there is a descriptor, not only the number.
+  [[nodiscard]] bool is_open(std::uint64_t number) const {
+    return static_cast<bool>(entries_[number].connection.fd);
+  }
   [[nodiscard]] std::size_t retained() const { return retained_; }
+  /// Those of them that are a descriptor.
+  [[nodiscard]] std::size_t retained_open() const { return retained_ - closed_; }
 
   /// Gives a copy back; its number is free again.
   Received take(std::uint64_t number) {
     free_.push_back(static_cast<std::uint32_t>(number));
     entries_[number].channel = nowhere;
-    if (std::exchange(entries_[number].retained, false)) --retained_;
+    if (std::exchange(entries_[number].retained, false)) {
+      --retained_;
+      if (!entries_[number].connection.fd) --closed_;
+    }
     return std::move(entries_[number].connection);
   }
 
@@ -84,6 +99,7 @@ class KeptCopies {
     bool retained = false;
   };
   std::size_t retained_ = 0;
+  std::size_t closed_ = 0;  // those of them whose copy is closed
   std::vector<Entry> entries_;
   std::vector<std::uint32_t> free_;
 };

@@ -45,6 +45,7 @@ nlohmann::json method_rows() {
     const MethodFacts& facts = entry;
     MethodOptions defaults = MethodOptions::parse(facts.name);
     const Support support = entry.make(defaults)->probe();
+    const char* const retained = facts.why_not_retained();
     rows.push_back({{"name", facts.name},
                     {"summary", facts.summary},
                     {"available", support.available},
@@ -57,7 +58,7 @@ nlohmann::json method_rows() {
                     {"after_death", facts.after_death},
                     {"kernel_dispatches", facts.kernel_dispatches},
                     {"connections_stay", facts.connections_stay},
-                    {"not_retained", facts.why_not_retained() ? facts.why_not_retained() : ""},
+                    {"why_not_retained", retained == nullptr ? "" : retained},
                     {"chosen_by", facts.kernel_dispatches ? "kernel"
                                   : facts.shared_channel  ? "workers"
                                                           : "acceptor"}});

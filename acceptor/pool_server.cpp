@@ -22,6 +22,12 @@ Retain retain_of(const ServerOptions& options) {
   return options.worker.echo.close_after_echo ? Retain::untouched : Retain::between_requests;
 }
 
+/// The rest of the descriptors is for what is on its way: a server that has retained them all could hand
+/// over nothing more.
+std::size_t most_retained_of(const ServerOptions& options) {
+  return options.most_in_hand_off - options.most_in_hand_off / 4;
+}
+
 class PoolServer : public EventHandler {
  public:
   explicit PoolServer(ServerOptions& options)
@@ -39,8 +45,8 @@ class PoolServer : public EventHandler {
                            return facts_.kernel_dispatches || dispatcher_.open(worker.slot) != 0;
                          },
                      .all_ended = [this] { loop_.stop(); }}),
-        dispatcher_(loop_, options.workers, *options.policy, facts_.shared_channel,
-                    retain_of(options)),
+        dispatcher_(loop_, options.workers, *options.policy, facts_, retain_of(options),
+                    most_retained_of(options)),
         gate_(loop_, options.worker.echo.idle_timeout_ns,
               {.pass = [this](Received connection) { pass(std::move(connection)); },
                .timed_out = [this](Received) { count_timed_out(); }}),
@@ -57,6 +63,7 @@ class PoolServer : public EventHandler {
     });
     loop_.run();
     if (announced_) frame_.write_report();
+    if (!supervisor_.failure().empty()) throw std::runtime_error(supervisor_.failure());
     return 0;
   }
 
@@ -207,6 +214,9 @@ class PoolServer : public EventHandler {
     dispatcher_.when_empty([this, moves] {
       if (!moves) return stop_workers();
       // All are in workers now, and each of those comes back that stands between requests.
+      for (std::size_t slot = 0; slot < supervisor_.size(); ++slot) {
+        if (WorkerProcess* worker = supervisor_.worker(slot)) dispatcher_.mark_retained(*worker);
+      }
       supervisor_.retire([] {});
       dispatcher_.when_gone([this] { stop_workers(); });
     });
@@ -271,6 +281,7 @@ class PoolServer : public EventHandler {
     result.load_age = dispatched.load_age;
     result.load_error_max = dispatched.load_error_max;
     result.worker_deaths = supervisor_.deaths();
+    result.not_retained = dispatched.not_retained;
     result.stuck_workers = supervisor_.stuck();
     result.degraded = supervisor_.degraded();
     return result;

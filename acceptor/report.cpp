@@ -249,6 +249,7 @@ nlohmann::json ServerReport::to_json() const {
                          {"balance", balance},
                          {"worker_deaths", worker_deaths},
                          {"stuck_workers", stuck_workers},
+                         {"not_retained", not_retained},
                          {"degraded", degraded}};
   if (load_age.count() != 0) {
     json["load_figures"] = {{"age_when_sent", load_age.to_json(false)},

@@ -74,6 +74,7 @@ struct ServerReport {
   std::vector<ProcessTotals> processes;
   std::uint64_t in_hand_off = 0;  ///< accepted, and in no worker yet
   std::uint64_t worker_deaths = 0;
+  std::uint64_t not_retained = 0;   ///< under --retain: see DispatchCounts
   std::uint64_t stuck_workers = 0;  ///< those of them that stood still and were killed
   /// Of a policy that goes by load: see DispatchCounts.
   LatencyHistogram load_age;

@@ -253,9 +253,20 @@ void Supervisor::on_ended(std::size_t index) {
     if (all) hooks_.all_ended();
     return;
   }
+  if (exit.asks_not_to_be_restarted()) return abandon(index);
   const bool was_healthy = monotonic_ns() - worker->started_ns >= healthy_after_ns;
   slot.failures_in_row = was_healthy ? 0 : slot.failures_in_row + 1;
   replace(index);
+}
+
+void Supervisor::abandon(std::size_t index) {
+  slots_[index].abandoned = true;
+  options_.method.method->worker_abandoned(index);
+  if (std::any_of(slots_.begin(), slots_.end(), [](const Slot& slot) { return !slot.abandoned; }))
+    return;
+  stopping_ = true;
+  failure_ = "no worker is left, and all have asked not to be restarted; see what they said";
+  hooks_.all_ended();
 }
 
 void Supervisor::replace(std::size_t index) {
@@ -303,8 +314,9 @@ void Supervisor::end_workers_after(std::int64_t delay_ns) {
 std::string Supervisor::degraded() const {
   std::string text;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
-    if (!slots_[i].worker && !stopping_)
-      text += fmt::format("{}worker {} waits to be replaced", text.empty() ? "" : ", ", i);
+    if (slots_[i].worker || (stopping_ && !slots_[i].abandoned)) continue;
+    text += fmt::format("{}worker {} {}", text.empty() ? "" : ", ", i,
+                        slots_[i].abandoned ? "asked not to be restarted" : "waits to be replaced");
   }
   return text;
 }

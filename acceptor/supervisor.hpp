@@ -38,7 +38,8 @@ class Supervisor {
     std::function<void(WorkerProcess&)> ended;
     /// Whether a worker has, or may have, something to do: then it must turn its loop when poked.
     std::function<bool(const WorkerProcess&)> may_have_work;
-    /// The last worker has ended after stop().
+    /// The last worker has ended after stop(), or there is none left that may be restarted: failure()
+    /// says so then.
     std::function<void()> all_ended;
   };
 
@@ -71,8 +72,10 @@ class Supervisor {
   [[nodiscard]] std::uint64_t deaths() const { return deaths_; }
   /// Those of them that were stuck and killed for it.
   [[nodiscard]] std::uint64_t stuck() const { return stuck_; }
-  /// Which slots wait out a back-off, in words; empty when all workers run.
+  /// Which slots have no worker, and why, in words; empty when all workers run.
   [[nodiscard]] std::string degraded() const;
+  /// Why no worker is left, though nobody has called stop(); empty while there is one.
+  [[nodiscard]] const std::string& failure() const { return failure_; }
   /// A row a slot, all its incarnations together.
   [[nodiscard]] std::vector<ProcessTotals> totals() const;
 
@@ -87,6 +90,7 @@ class Supervisor {
     ProcessTotals past;  // of the incarnations that have ended
     bool ever_ready = false;
     int failures_in_row = 0;
+    bool abandoned = false;  // its worker asked not to be restarted
     // Of the worker that runs: its turns and echoes when last looked at, and for how many looks it has
     // owed one.
     std::uint64_t progress = 0;
@@ -98,6 +102,7 @@ class Supervisor {
   void on_ready(std::size_t slot);
   void on_ended(std::size_t slot);
   void replace(std::size_t slot);
+  void abandon(std::size_t slot);
   void check_start();
   void look_after_workers();
   void look_after(Slot& slot);
@@ -113,6 +118,7 @@ class Supervisor {
   std::vector<Slot> slots_;
   std::uint64_t deaths_ = 0;
   std::uint64_t stuck_ = 0;
+  std::string failure_;
   bool stopping_ = false;
   bool wait_to_accept_;
   std::function<void()> all_left_;

@@ -21,11 +21,11 @@ std::uint64_t pointer(const void* address) {
 
 }  // namespace
 
-OwnedFd create_map(bpf_map_type type, std::uint32_t value_size, std::uint32_t entries,
-                   std::uint32_t flags) {
+OwnedFd create_map(bpf_map_type type, std::uint32_t key_size, std::uint32_t value_size,
+                   std::uint32_t entries, std::uint32_t flags) {
   bpf_attr attr{};
   attr.map_type = type;
-  attr.key_size = sizeof(std::uint32_t);
+  attr.key_size = key_size;
   attr.value_size = value_size;
   attr.max_entries = entries;
   attr.map_flags = flags;
@@ -33,14 +33,18 @@ OwnedFd create_map(bpf_map_type type, std::uint32_t value_size, std::uint32_t en
                          "bpf BPF_MAP_CREATE type {}", static_cast<int>(type)));
 }
 
-void put_fd(int map, std::uint32_t key, int fd) {
-  const std::uint64_t value = static_cast<std::uint64_t>(fd);
+bool on_entry(bpf_cmd command, int map, const void* key, const void* value) {
   bpf_attr attr{};
   attr.map_fd = static_cast<std::uint32_t>(map);
-  attr.key = pointer(&key);
-  attr.value = pointer(&value);
-  checked([&] { return bpf_syscall(BPF_MAP_UPDATE_ELEM, attr); }, "bpf BPF_MAP_UPDATE_ELEM {} = {}",
-          key, fd);
+  attr.key = pointer(key);
+  attr.value = pointer(value);
+  return retry_eintr([&] { return bpf_syscall(command, attr); }) == 0;
+}
+
+void put_fd(int map, std::uint32_t key, int fd) {
+  const std::uint64_t value = static_cast<std::uint64_t>(fd);
+  if (!on_entry(BPF_MAP_UPDATE_ELEM, map, &key, &value))
+    throw_system_error(errno, "bpf BPF_MAP_UPDATE_ELEM {} = {}", key, fd);
 }
 
 bool is_map(int fd, bpf_map_type type, std::uint32_t value_size, std::uint32_t entries) {
@@ -60,8 +64,14 @@ OwnedFd load_program(bpf_prog_type type, bpf_attach_type attach, std::span<const
   attr.insns = pointer(code.data());
   attr.insn_cnt = static_cast<std::uint32_t>(code.size());
   attr.license = pointer("GPL");
-  OwnedFd program(retry_eintr([&] { return bpf_syscall(BPF_PROG_LOAD, attr); }));
-  if (program) return program;
+  OwnedFd program;
+  // The verifier gives up with EAGAIN when a signal is pending (kernel/bpf/verifier.c), which is gone
+  // at the next attempt. As often as libbpf does.
+  for (int attempt = 0; attempt < 5; ++attempt) {
+    program = OwnedFd(retry_eintr([&] { return bpf_syscall(BPF_PROG_LOAD, attr); }));
+    if (program) return program;
+    if (errno != EAGAIN) break;
+  }
   const int error = errno;
   std::string log(65'536, '\0');
   if (error == EACCES || error == EINVAL) {

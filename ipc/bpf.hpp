@@ -11,8 +11,12 @@
 namespace c10k::bpf {
 
 /// A map. Throws SystemError (EPERM: without CAP_BPF, where unprivileged eBPF is off).
-[[nodiscard]] OwnedFd create_map(bpf_map_type type, std::uint32_t value_size, std::uint32_t entries,
+[[nodiscard]] OwnedFd create_map(bpf_map_type type, std::uint32_t key_size,
+                                 std::uint32_t value_size, std::uint32_t entries,
                                  std::uint32_t flags = 0);
+
+/// A command on one entry of a map, which reads or writes `value`. False with errno set when it fails.
+[[nodiscard]] bool on_entry(bpf_cmd command, int map, const void* key, const void* value);
 
 /// Sets the entry `key` of a map to a descriptor: of a socket, for BPF_MAP_TYPE_REUSEPORT_SOCKARRAY.
 void put_fd(int map, std::uint32_t key, int fd);

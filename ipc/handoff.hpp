@@ -193,6 +193,8 @@ class HandoffMethod {
   virtual void claim_listeners(const ListenOptions& /*options*/) {}
   /// The worker in a slot has ended and been reaped. Its successor gets a link of its own.
   virtual void worker_ended(std::size_t /*worker*/) {}
+  /// After worker_ended(): there will be no successor. What was kept for one goes.
+  virtual void worker_abandoned(std::size_t /*worker*/) {}
 };
 
 /// What is known about a method before it runs.

@@ -96,7 +96,8 @@ ReceiveResult AcceptQueueReader::accept_within_limit(std::span<Received> batch) 
         result.state = Channel::starved;
         return result;
       case AcceptError::fatal:
-        throw_system_error(errno, "accept4 on listener {}", listener_);
+        throw ListenerError(errno, std::generic_category(),
+                            fmt::format("accept4 on listener {}", listener_));
     }
   }
   return result;

@@ -11,6 +11,12 @@
 
 namespace c10k {
 
+/// The listener itself is of no use any more, to whichever process has it: a successor would fail as well.
+class ListenerError : public SystemError {
+ public:
+  using SystemError::SystemError;
+};
+
 /// accept4 with its errors sorted. Holds one descriptor in reserve so that a process at its limit
 /// can still take a connection and close it visibly, rather than spin on EMFILE or leave it
 /// hanging.
@@ -22,8 +28,7 @@ class AcceptQueueReader {
 
   /// The connections accepted, non-blocking and close-on-exec; the state is would_block once the
   /// queue is empty, starved when the kernel lacks memory. Returns at the first error worth
-  /// counting. Throws SystemError for EBADF, EINVAL and the like: the listener itself is of no use
-  /// any more.
+  /// counting. Throws ListenerError for EBADF, EINVAL and the like.
   ReceiveResult accept(std::span<Received> batch);
   /// The same, but without a descriptor to accept with it sheds nothing: the state is at_limit.
   ReceiveResult accept_within_limit(std::span<Received> batch);

@@ -204,11 +204,19 @@ void send_handle(int connection, int handle, const Dialect& dialect) {
   header->cmsg_len = CMSG_LEN(sizeof(int));
   std::memcpy(CMSG_DATA(header), &handle, sizeof handle);
   const int to = copy ? copy.get() : connection;
-  if (retry_eintr([&] { return ::sendmsg(to, &message.header, MSG_NOSIGNAL); }) != 1)
-    throw PeerGone("sendmsg: the other side of the rendezvous is gone");
+  const auto send = [&] {
+    return retry_eintr([&] { return ::sendmsg(to, &message.header, MSG_NOSIGNAL); });
+  };
+  ssize_t sent = send();
+  if (sent < 0 && (errno == ETOOMANYREFS || errno == ENOBUFS || errno == ENOMEM)) {
+    message.header.msg_control = nullptr;
+    message.header.msg_controllen = 0;
+    sent = send();
+  }
+  if (sent != 1) throw PeerGone("sendmsg: the other side of the rendezvous is gone");
 }
 
-OwnedFd receive_handle(int connection, const Dialect& dialect) {
+OwnedFd receive_handle(int connection, const Dialect& dialect, int& error) {
   const OwnedFd copy = duplicate_to_pass(connection, dialect);
   OneDescriptorMessage message;
   const int from = copy ? copy.get() : connection;
@@ -216,9 +224,12 @@ OwnedFd receive_handle(int connection, const Dialect& dialect) {
       retry_eintr([&] { return ::recvmsg(from, &message.header, MSG_CMSG_CLOEXEC); });
   if (size != 1) throw PeerGone("recvmsg: the other side of the rendezvous is gone");
   // With room for one, the kernel installs one or none (net/core/scm.c, scm_detach_fds).
+  error = EMFILE;
   if ((message.header.msg_flags & MSG_CTRUNC) != 0) return {};
   const cmsghdr* header = CMSG_FIRSTHDR(&message.header);
-  if (header == nullptr || header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS ||
+  error = ETOOMANYREFS;
+  if (header == nullptr) return {};
+  if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS ||
       header->cmsg_len != CMSG_LEN(sizeof(int))) {
     throw PeerGone("recvmsg: no descriptor where one was due");
   }

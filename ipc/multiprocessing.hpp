@@ -104,11 +104,13 @@ void set_blocking_by_ioctl(int fd);
 /// The same of 2.7: fcntl F_GETFL and F_SETFL.
 void set_blocking_by_fcntl(int fd);
 
-/// reduction.send_handle: sends a byte with `handle`.
+/// reduction.send_handle: sends a byte with `handle`; without it when the kernel takes no more descriptors in
+/// flight (ETOOMANYREFS, memory), which CPython answers with an exception and silence.
 void send_handle(int connection, int handle, const Dialect& dialect);
 /// reduction.recv_handle: the other side of it. Close-on-exec. Empty when this process has no
-/// descriptor free; the connection is good for the next one all the same.
-[[nodiscard]] OwnedFd receive_handle(int connection, const Dialect& dialect);
+/// descriptor free (`error` is EMFILE) or the sender could send none (ETOOMANYREFS); the connection is good
+/// for the next one all the same.
+[[nodiscard]] OwnedFd receive_handle(int connection, const Dialect& dialect, int& error);
 /// What the worker makes its socket object of.
 [[nodiscard]] OwnedFd rebuilt(OwnedFd handle, const Dialect& dialect);
 

@@ -225,10 +225,11 @@ class QueueSource : public ConnectionSource {
     Ticket ticket;
     if (const Channel state = read_ticket(ticket); state != Channel::more) return {.state = state};
     try {
-      OwnedFd fd = fetch(ticket.number);
+      int error = EMFILE;
+      OwnedFd fd = fetch(ticket.number, error);
       if (!fd) {
         batch[0].tag = ticket.tag;
-        return {.refused = 1, .error = EMFILE};
+        return {.refused = 1, .error = error};
       }
       batch[0] = {rebuilt(std::move(fd), settings_.dialect), ticket.tag};
       return {.received = 1};
@@ -269,8 +270,8 @@ class QueueSource : public ConnectionSource {
   }
 
   /// DupFd.detach, and rebuild_handle: the whole rendezvous. Empty when this process has no descriptor
-  /// free.
-  OwnedFd fetch(std::uint32_t ticket) {
+  /// free, or the sharer could send none: see receive_handle().
+  OwnedFd fetch(std::uint32_t ticket, int& error) {
     OwnedFd fresh;
     if (!settings_.keep_connection) {
       fresh = connect();
@@ -280,7 +281,7 @@ class QueueSource : public ConnectionSource {
     send_padded(connection,
                 TicketRequest{.ticket = ticket, .pid = static_cast<std::int32_t>(::getpid())},
                 settings_.dialect.request_bytes);
-    return receive_handle(connection, settings_.dialect);
+    return receive_handle(connection, settings_.dialect, error);
   }
 
   Settings settings_;

@@ -21,6 +21,10 @@ bool ChildExit::clean() const {
   return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
+bool ChildExit::asks_not_to_be_restarted() const {
+  return WIFEXITED(status) && WEXITSTATUS(status) == exit_do_not_restart;
+}
+
 std::string ChildExit::text() const {
   if (WIFSIGNALED(status)) {
     return fmt::format("killed by signal {} ({})", WTERMSIG(status), ::strsignal(WTERMSIG(status)));

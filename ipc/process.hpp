@@ -14,12 +14,18 @@
 
 namespace c10k {
 
+/// The exit code by which a worker says: do not restart me, my successor would fail in the same way. (That
+/// of nginx's workers, "exited with fatal code 2 and cannot be respawned".) Any other end is replaced.
+inline constexpr int exit_do_not_restart = 2;
+
 /// How a child ended, and what it used up (wait4(2)).
 struct ChildExit {
   int status = 0;  ///< As waitpid(2) gives it.
   rusage usage{};
 
   [[nodiscard]] bool clean() const;
+  /// It has left by exit_do_not_restart.
+  [[nodiscard]] bool asks_not_to_be_restarted() const;
   /// "exit code 3" or "killed by signal 9 (Killed)".
   [[nodiscard]] std::string text() const;
 };

@@ -187,6 +187,15 @@ class Reuseport : public HandoffMethod {
     if (const auto loads = steering_->loads()) (*loads)[worker].set_absent();
   }
 
+  /// What waits in its queue is reset, which its clients can see, and new connections go to the others.
+  void worker_abandoned(std::size_t worker) override {
+    const auto found = kept_.find(worker);
+    if (found == kept_.end()) return;
+    // The server has the first worker's listener too: closing this descriptor alone would not do.
+    ::shutdown(found->second.get(), SHUT_RD);
+    kept_.erase(found);
+  }
+
  private:
   [[nodiscard]] bool needs_ebpf() const { return steer_ == Steer::least_loaded || migrate_; }
 

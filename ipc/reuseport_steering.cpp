@@ -153,7 +153,8 @@ void attach_by_cpu(int listener, std::size_t workers) {
 }  // namespace
 
 WorkerLoads::WorkerLoads()
-    : map_(bpf::create_map(BPF_MAP_TYPE_ARRAY, map_bytes, 1, BPF_F_MMAPABLE)) {
+    : map_(bpf::create_map(BPF_MAP_TYPE_ARRAY, sizeof(std::uint32_t), map_bytes, 1,
+                           BPF_F_MMAPABLE)) {
   void* memory = ::mmap(nullptr, map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, map_.get(), 0);
   if (memory == MAP_FAILED) throw_system_error(errno, "mmap of an eBPF array");
   loads_ = static_cast<WorkerLoad*>(memory);
@@ -176,8 +177,8 @@ ReuseportSteering::ReuseportSteering(Steer steer, bool migrate, std::size_t work
     loads_ = std::make_shared<WorkerLoads>();
   }
   if (!listeners_) {
-    listeners_ =
-        bpf::create_map(BPF_MAP_TYPE_REUSEPORT_SOCKARRAY, sizeof(std::uint64_t), last_resort + 1);
+    listeners_ = bpf::create_map(BPF_MAP_TYPE_REUSEPORT_SOCKARRAY, sizeof(std::uint32_t),
+                                 sizeof(std::uint64_t), last_resort + 1);
   }
   program_ = load_program();
 }

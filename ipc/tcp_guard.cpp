@@ -1,13 +1,12 @@
 #include "ipc/tcp_guard.hpp"
 
 #include <arpa/inet.h>
-#include <linux/bpf.h>
-#include <sys/syscall.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
 
+#include "ipc/bpf.hpp"
 #include "ipc/syscall.hpp"
 
 namespace c10k {
@@ -15,24 +14,6 @@ namespace {
 
 /// More than can be between two sockets at once: a channel of 200 kB holds about 280 a worker.
 constexpr std::uint32_t most_tuples = 16'384;
-
-long bpf(bpf_cmd command, bpf_attr& attributes) {
-  return ::syscall(SYS_bpf, command, &attributes, sizeof attributes);
-}
-
-std::uint64_t address_of(const void* object) {
-  return reinterpret_cast<std::uint64_t>(object);
-}
-
-OwnedFd create_map() {
-  bpf_attr attributes{};
-  attributes.map_type = BPF_MAP_TYPE_HASH;
-  attributes.key_size = sizeof(TcpTuple);
-  attributes.value_size = sizeof(DroppedSegments);
-  attributes.max_entries = most_tuples;
-  return OwnedFd(static_cast<int>(
-      checked([&] { return bpf(BPF_MAP_CREATE, attributes); }, "bpf BPF_MAP_CREATE")));
-}
 
 // ---- the filter; bpf-helpers(7) has the helpers ----
 
@@ -170,27 +151,6 @@ std::vector<bpf_insn> filter(int map) {
   return code;
 }
 
-OwnedFd load_filter(int map) {
-  const std::vector<bpf_insn> code = filter(map);
-  bpf_attr attributes{};
-  attributes.prog_type = BPF_PROG_TYPE_SOCKET_FILTER;
-  attributes.insns = address_of(code.data());
-  attributes.insn_cnt = static_cast<std::uint32_t>(code.size());
-  // Helpers that are the GPL's are not used.
-  attributes.license = address_of("");
-  std::array<char, 4096> log{};
-  const auto load = [&] { return bpf(BPF_PROG_LOAD, attributes); };
-  const long fd = retry_eintr(load);
-  if (fd >= 0) return OwnedFd(static_cast<int>(fd));
-  const int error = errno;
-  attributes.log_buf = address_of(log.data());
-  attributes.log_size = log.size();
-  attributes.log_level = 1;
-  const long again = retry_eintr(load);
-  if (again >= 0) return OwnedFd(static_cast<int>(again));
-  throw_system_error(error, "bpf BPF_PROG_LOAD {}", log.data());
-}
-
 void put(const SocketAddress& address, TcpTuple& tuple, std::size_t host_at, std::size_t port_at) {
   std::uint16_t port = 0;
   if (address.family() == AF_INET6) {
@@ -215,7 +175,10 @@ TcpTuple tcp_tuple(const SocketAddress& from, const SocketAddress& to) {
   return tuple;
 }
 
-TcpGuard::TcpGuard() : map_(create_map()), program_(load_filter(map_.get())) {}
+TcpGuard::TcpGuard()
+    : map_(bpf::create_map(BPF_MAP_TYPE_HASH, sizeof(TcpTuple), sizeof(DroppedSegments),
+                           most_tuples)),
+      program_(bpf::load_program(BPF_PROG_TYPE_SOCKET_FILTER, {}, filter(map_.get()))) {}
 
 void TcpGuard::attach(int socket) const {
   const int program = program_.get();
@@ -251,11 +214,7 @@ std::uint64_t TcpGuard::remove(const TcpTuple& tuple) const {
 }
 
 bool TcpGuard::on_tuple(int command, const TcpTuple& tuple, const DroppedSegments* value) const {
-  bpf_attr attributes{};
-  attributes.map_fd = static_cast<std::uint32_t>(map_.get());
-  attributes.key = address_of(tuple.data());
-  attributes.value = address_of(value);
-  return retry_eintr([&] { return bpf(static_cast<bpf_cmd>(command), attributes); }) == 0;
+  return bpf::on_entry(static_cast<bpf_cmd>(command), map_.get(), tuple.data(), value);
 }
 
 }  // namespace c10k

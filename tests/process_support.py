@@ -401,6 +401,7 @@ class Shape:
     kernel_dispatches: bool = False
     chosen_by: str = ""
     connections_stay: bool = False  # in the acceptor
+    why_not_retained: str = ""
 
     @property
     def pool(self) -> bool:
@@ -436,6 +437,7 @@ def method_shapes(loops: Iterable[str] = (LOOP,)) -> list[Shape]:
             row["kernel_dispatches"],
             row["chosen_by"],
             row["connections_stay"],
+            row["why_not_retained"],
         )
         for row in listing()["methods"]
         for loop in loops

@@ -19,13 +19,12 @@ import tempfile
 import unittest
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import process_support as support  # noqa: E402
 from process_support import (  # noqa: E402
-    BIN_DIR,
-    BOUND_S,
     CLIENT,
     SERVER,
     Program,
@@ -37,11 +36,9 @@ from process_support import (  # noqa: E402
     connections,
     echo,
     for_each,
-    listing,
     method_shapes,
     run_program,
     wait_until,
-    workers_of,
 )
 
 LONG = ("--drain-timeout", "600")
@@ -49,53 +46,71 @@ LONG = ("--drain-timeout", "600")
 
 def retaining_shapes() -> list[Shape]:
     """Those whose acceptor can keep a copy of a connection."""
-    can = {row["name"] for row in listing()["methods"] if not row["not_retained"]}
-    return [shape for shape in method_shapes() + completion_shapes() if shape.method in can]
+    return [shape for shape in method_shapes() + completion_shapes() if not shape.why_not_retained]
+
+
+class Place:
+    """A folder for a control socket and reports."""
+
+    def __init__(self, name: str) -> None:
+        self.path = Path(name)
+        self.control = str(self.path / "control")
+        self.here = ("--control", self.control)
+        self.take = ("--take-over", self.control)
+
+    def report_of(self, pid: int) -> dict[str, Any]:
+        return json.loads((self.path / f"{pid}.json").read_text())
 
 
 @contextlib.contextmanager
-def folder() -> Iterator[Path]:
+def place() -> Iterator[Place]:
     with tempfile.TemporaryDirectory(prefix="c10k-test-") as name:
-        yield Path(name)
+        yield Place(name)
 
 
-@contextlib.contextmanager
-def under_load(server: Server) -> Iterator[None]:
-    """Clients that connect, have one echo and close, over and over: none of them fails."""
-    with Program(
-        [CLIENT, "--target", server.target, "--connections", "4", "--duration", "600", "--json", "-"]
-    ) as load:
-        accepted = server.report()["books"]["accepted"]
-        wait_until(lambda: server.report()["books"]["accepted"] > accepted + 10, "clients come")
-        yield
-        load.signal(signal.SIGINT)
-        code, out, err = load.wait()
-        outcomes = json.loads(out)["outcomes"]
-        assert not any(count for name, count in outcomes.items() if name != "echoed"), (outcomes, err)
-        assert outcomes["echoed"] > 10, outcomes
+def begin_load(server: Server) -> Program:
+    """Clients that connect, have one echo and close, over and over; they have begun."""
+    load = Program([CLIENT, "--target", server.target, "--connections", "4", "--duration", "600", "--json", "-"])
+    wait_until(lambda: server.report()["books"]["accepted"] > 10 or load.has_ended(), "clients come")
+    return load
+
+
+def end_load(load: Program) -> None:
+    """None of them has failed."""
+    load.signal(signal.SIGINT)
+    _, out, err = load.wait()
+    outcomes = json.loads(out)["outcomes"]
+    assert not any(count for name, count in outcomes.items() if name != "echoed"), (outcomes, err)
+    assert outcomes["echoed"] > 10, outcomes
+
+
+def sighup(server: Server, pid: int) -> None:
+    """Upgrades the generation `pid`; returns when the next one is ready."""
+    os.kill(pid, signal.SIGHUP)
+    line = server.read_line()
+    assert line == f"listening {server.target}\n", (line, server.err_text())
 
 
 def newest(server: Server) -> int:
-    """The acceptor of the last generation, when all before it have ended: the only process of the group whose
-    parent is no member."""
-    members = server.group()
-    (pid,) = [pid for pid in members if int((support.stat_of(pid) or ["", "0"])[1]) not in members]
-    return pid
+    """The acceptor of the last generation when all before it have ended: the only process of the group whose parent
+    is no member."""
+
+    def orphans() -> list[int]:
+        members = server.group()
+        return [pid for pid in members if (fields := support.stat_of(pid)) and int(fields[1]) not in members]
+
+    return wait_until(lambda: found[0] if len(found := orphans()) == 1 else 0, "one generation is left")
 
 
-def report_of(reports: Path, pid: int) -> dict:
-    return json.loads((reports / f"{pid}.json").read_text())
-
-
-def end(server: Server, reports: Path) -> dict:
-    """Ends the last generation of a server that was upgraded by SIGHUP; its books balance."""
-    pid = newest(server)
+def end(server: Server, where: Place, pid: int) -> dict[str, Any]:
+    """Ends the last generation; its books balance."""
     os.kill(pid, signal.SIGTERM)
     wait_until(lambda: not server.group(), "all generations have ended")
-    report = report_of(reports, pid)
+    err = server.err_text()
+    assert "Sanitizer" not in err and "runtime error" not in err, err
+    report = where.report_of(pid)
     books = report["books"]
-    assert books["balanced"] and books["active"] == books["in_hand_off"] == 0, books
-    assert "Sanitizer" not in server.err_text() and "runtime error" not in server.err_text(), server.err_text()
+    assert books["balanced"] and books["active"] == books["in_hand_off"] == books["lost"] == 0, books
     return report
 
 
@@ -103,52 +118,398 @@ class Shapes(unittest.TestCase):
     """Every server shape: nobody is refused, reset or left."""
 
     @for_each(all_shapes)
-    def test_take_over_by_path(self, shape: Shape) -> None:
-        with folder() as where, shape.start(*LONG, "--control", str(where / "c")) as old:
-            with under_load(old), connections(old.address, 4) as held:
+    def test_under_load_by_path(self, shape: Shape) -> None:
+        with place() as where, shape.start(*LONG, *where.here) as old, begin_load(old) as load:
+            with connections(old.address, 4) as held:
                 for sock in held:
                     echo(sock)
-                with shape.start(*LONG, "--control", str(where / "c"), "--take-over", str(where / "c")) as new:
+                with shape.start(*LONG, *where.here, *where.take) as new:
                     self.assertEqual(new.address, old.address)
                     for sock in held:
-                        echo(sock)  # served by the old one, which drains
+                        echo(sock)  # the old one still serves them
                     self.assertFalse(old.has_ended())
                     close_all(held)
                     report = old.finish(0).report
                     self.assertEqual(report["totals"]["closed_draining"], 0)
-                    with connections(new.address, 4) as later:
-                        for sock in later:
-                            echo(sock)
-                    self.assertEqual(os.listdir(where), ["c"])
-                    # The load goes on with the new one until it is asked to end, and so a third takes over.
-                    with shape.start(*LONG, "--take-over", str(where / "c")) as last:
-                        new.finish(0)
-                        self.assertEqual(os.listdir(where), [])
-                        accepted = last.report()["books"]["accepted"]
-                        wait_until(lambda: last.report()["books"]["accepted"] > accepted, "it accepts")
-                        self.load_ends_before(last)
+                    self.assertEqual(report["books"]["lost"], 0)
+                    before = new.report()["books"]["accepted"]
+                    wait_until(lambda: new.report()["books"]["accepted"] > before, "clients go on")
+                    self.assertEqual(os.listdir(where.path), ["control"])
+                    end_load(load)
+                    new.finish()
+                    self.assertEqual(os.listdir(where.path), [])
 
-    def load_ends_before(self, last: Server) -> None:
-        """Its clients are told by the end of the block; the last server must outlive them."""
-        self.addCleanup(lambda: None)
-        del last
+    @for_each(all_shapes)
+    def test_by_sighup_twice(self, shape: Shape) -> None:
+        with place() as where, shape.start(*LONG, report=str(where.path / "%p.json")) as server:
+            pid = server.pid
+            for _ in range(2):
+                with connections(server.address, 4) as held:
+                    for sock in held:
+                        echo(sock)
+                    sighup(server, pid)
+                    for sock in held:
+                        echo(sock)
+                wait_until(lambda pid=pid: support.state_of(pid) in ("", "Z"), "the old one ends")
+                books = where.report_of(pid)["books"]
+                self.assertEqual((books["served"], books["balanced"], books["lost"]), (4, True, 0))
+                pid = newest(server)
+            with connections(server.address, 4) as later:
+                for sock in later:
+                    echo(sock)
+            self.assertEqual(end(server, where, pid)["books"]["served"], 4)
+            self.assertEqual(server.err_text(), "")
 
     @for_each(all_shapes)
     def test_what_waits_in_the_accept_queue_is_the_successors(self, shape: Shape) -> None:
-        with folder() as where, shape.start(
-            *LONG, "--control", str(where / "c"), "--max-connections", "2"
-        ) as old, connections(old.address, 2) as held:
+        with (
+            place() as where,
+            shape.start(*LONG, *where.here, "--max-connections", "2") as old,
+            connections(old.address, 2) as held,
+        ):
             for sock in held:
                 echo(sock)
-            with connections(old.address, 20) as queued:
+            with connections(old.address, 20) as queued, shape.start(*LONG, *where.take) as new:
                 for sock in queued:
-                    sock.sendall(b"hello")
-                with shape.start(*LONG, "--take-over", str(where / "c")) as new:
-                    for sock in queued:
-                        self.assertEqual(support.receive_exactly(sock, 5), b"hello")
+                    echo(sock)
+                for sock in held:
+                    echo(sock)
+                close_all(held)
+                self.assertEqual(old.finish(0).report["books"]["accepted"], 2)
+                close_all(queued)
+                self.assertEqual(new.finish().report["books"]["accepted"], 20)
+
+
+class Steered(unittest.TestCase):
+    """reuseport with a program in the kernel: it is the successor's from the moment when that one is ready."""
+
+    @for_each(lambda: [shape for shape in method_shapes() if shape.method == "reuseport"])
+    def test_under_load(self, shape: Shape) -> None:
+        # One that cannot be attached here is told apart by --list, for the defaults, and by its own start.
+        for options in ("steer=cpu", "steer=least-loaded", "migrate=on", "steer=least-loaded,migrate=on"):
+            ipc = ("--strategy", "pool", "--workers", "2", "--ipc", f"reuseport:{options}")
+            with self.subTest(options=options), place() as where:
+                with Program([SERVER, "--listen", "127.0.0.1:0", *ipc]) as attempt:
+                    if not attempt.read_line():
+                        self.skipTest(attempt.wait()[2])
+                with Server(*ipc, *LONG, *where.here) as old, begin_load(old) as load:
+                    # One that fails after it has the listeners; then one that does not.
+                    with Predecessor(where.control) as failing:
+                        failing.hello()
+                    with Server(*ipc, *LONG, *where.take) as new:
+                        old.finish(0)
+                        wait_until(lambda: new.report()["books"]["accepted"] > 10, "clients go on")
+                        end_load(load)
+                        new.finish()
+
+
+MESSAGE = struct.Struct("=IHHQQ232s")  # acceptor/upgrade_words.hpp
+MAGIC, VERSION = 0x72653163, 1
+HELLO, OFFER, REFUSAL, READY, RETIRING, LEFT, ADOPTED = range(7)
+
+
+class Predecessor:
+    """A running server, as its successor sees it."""
+
+    def __init__(self, control: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.settimeout(support.BOUND_S)
+        self.socket.connect(control)
+        self.how = b""
+        self.descriptors: list[int] = []
+
+    def say(self, word: int, first: int = 0, second: int = 0, text: bytes = b"") -> None:
+        self.socket.send(MESSAGE.pack(MAGIC, VERSION, word, first, second, text))
+
+    def hear(self) -> tuple[int, int, bytes]:
+        data = self.socket.recv(4096)
+        if not data:
+            return -1, 0, b""
+        _, _, word, first, _, text = MESSAGE.unpack(data)
+        return word, first, text.rstrip(b"\0")
+
+    def receive_descriptors(self) -> int:
+        """How many came with the next frame."""
+        data, control, _, _ = self.socket.recvmsg(16384, socket.CMSG_SPACE(256 * 4))
+        fds = array.array("i")
+        for _, _, content in control:
+            fds.frombytes(content)
+        self.descriptors += fds
+        return len(fds) if data else -1
+
+    def hello(self) -> int:
+        """How many descriptors were offered, which are here now."""
+        self.say(HELLO)
+        word, count, self.how = self.hear()
+        assert word == OFFER, (word, self.how)
+        assert self.receive_descriptors() == count
+        return count
+
+    def close(self) -> None:
+        self.socket.close()
+        for fd in self.descriptors:
+            os.close(fd)
+        self.descriptors = []
+
+    def __enter__(self) -> Predecessor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def said(server: Server, words: str, times: int = 1) -> None:
+    wait_until(lambda: server.err_text().count(words) >= times, f"it says {words!r}: {server.err_text()}")
+
+
+class Failing(unittest.TestCase):
+    """A successor that does not start, or is none, leaves the running server as it was."""
+
+    def one_shape(self, *options: str) -> Any:
+        return Server("--strategy", "pool", "--ipc", "scm-seqpacket", "--workers", "2", *LONG, *options)
+
+    @for_each(lambda: [shape for shape in all_shapes() if shape.method in ("", "scm-seqpacket", "inherited-listener")])
+    def test_dies_with_the_listeners(self, shape: Shape) -> None:
+        with place() as where, shape.start(*LONG, *where.here) as server:
+            before = [support.descriptors_of(pid) for pid in server.group()]
+            with connections(server.address, 2) as held:
+                for round_number in range(2):
+                    with Predecessor(where.control) as successor:
+                        self.assertEqual(successor.hello(), 1)
+                    said(server, "this server goes on", round_number + 1)
                     for sock in held:
                         echo(sock)
-                    close_all(held)
-                    self.assertEqual(old.finish(0).report["books"]["accepted"], 2)
-                    close_all(queued)
-                    self.assertEqual(new.finish().report["books"]["accepted"], 20)
+            wait_until(lambda: [support.descriptors_of(pid) for pid in server.group()] == before, "none leaks")
+            server.finish()
+
+    def test_garbage(self) -> None:
+        frame = struct.pack("=II", 0x6B303163, 1) + bytes(24)
+        with place() as where, self.one_shape(*where.here) as server:
+            before = support.descriptors_of(server.pid)
+            for number, data in enumerate(
+                (
+                    b"x",
+                    bytes(256),
+                    frame,
+                    MESSAGE.pack(MAGIC, 9, HELLO, 0, 0, b""),
+                    MESSAGE.pack(MAGIC, VERSION, HELLO, 0, 0, b"") + b"x",
+                    MESSAGE.pack(MAGIC, VERSION, READY, 1, 0, b""),
+                    MESSAGE.pack(MAGIC, VERSION, 77, 0, 0, b"a" * 232),
+                )
+            ):
+                with Predecessor(where.control) as peer:
+                    # A descriptor beside it is closed by the kernel, or by the server.
+                    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [2, 2]))]
+                    peer.socket.sendmsg([data], rights)
+                    said(server, "this server goes on", number + 1)
+                    self.assertEqual(peer.hear()[0], REFUSAL)
+            with Predecessor(where.control) as silent:
+                silent.say(HELLO)
+                with Predecessor(where.control) as second:
+                    self.assertEqual(second.hear()[::2], (REFUSAL, b"another server is taking over by now"))
+            said(server, "this server goes on", 8)
+            self.assertEqual(len(server.err_text().splitlines()), 8)
+            wait_until(lambda: support.descriptors_of(server.pid) == before, "none leaks")
+            with connections(server.address, 4) as socks:
+                for sock in socks:
+                    echo(sock)
+            with self.one_shape(*where.take) as new:
+                server.finish(0)
+                new.finish()
+
+    def refused(self, where: Place, expected: str, *options: str, code: int = 1) -> None:
+        """A server with these options does not take over, and says why in one line."""
+        got, out, err = run_program(SERVER, *where.take, *options)
+        self.assertEqual((got, out), (code, ""), err)
+        self.assertRegex(err, rf"\Ac10k-server: [^\n]*{expected}[^\n]*\n\Z")
+
+    def test_what_does_not_fit_is_refused(self) -> None:
+        pool = ("--listen", "127.0.0.1:0", "--strategy", "pool", "--ipc")
+        with place() as where:
+            with Server("--strategy", "pool", "--ipc", "reuseport", "--workers", "2", *LONG, *where.here) as server:
+                self.refused(where, "with 2 workers.*with 3 workers.*--workers", *pool, "reuseport", "--workers", "3")
+                self.refused(where, "reuseport.*one listener.*--ipc", *pool, "scm-seqpacket")
+                self.refused(where, "one listener", "--listen", "127.0.0.1:0")
+                same = (*pool[2:], "reuseport", "--workers", "2")
+                self.refused(where, "--listen 127.0.0.1:1;", "--listen", "127.0.0.1:1", *same)
+                self.refused(where, "--listen 127.0.0.2:0;", "--listen", "127.0.0.2:0", *same)
+                self.refused(where, "not HOST:PORT", "--listen", "x", code=2)
+                with connections(server.address, 8) as socks:
+                    for sock in socks:
+                        echo(sock)
+                server.finish()
+            self.refused(where, "No such file.*--control", "--listen", "127.0.0.1:0")
+            got, _, err = run_program(SERVER, "--listen", "127.0.0.1:0", "--take-over", "fd:0")
+            self.assertEqual(got, 2, err)
+
+    def test_a_new_binary_at_the_same_path(self) -> None:
+        with place() as where, tempfile.TemporaryDirectory(prefix="c10k-test-") as name:
+            binary = Path(name) / "server"
+            shutil.copy(SERVER, binary)
+            with Program([str(binary), "--listen", "127.0.0.1:0", *LONG]) as server:
+                host, port = server.read_line().split()[1].split(":")
+                broken = Path(name) / "broken"
+                broken.write_text("#!/bin/sh\nexit 3\n")
+                broken.chmod(0o755)
+                os.rename(broken, binary)
+                server.signal(signal.SIGHUP)
+                wait_until(lambda: "ended: exit code 3" in server.err_text(), "it has failed")
+                with connections((host, int(port)), 1) as socks:
+                    echo(socks[0])
+                    shutil.copy(SERVER, broken)
+                    os.rename(broken, binary)
+                    server.signal(signal.SIGHUP)
+                    self.assertEqual(server.read_line(), f"listening {host}:{port}\n")
+                    echo(socks[0])
+                self.assertTrue(server.has_ended(support.BOUND_S))
+                with connections((host, int(port)), 1) as socks:
+                    echo(socks[0])
+
+
+class Names(unittest.TestCase):
+    """The control socket's name, and who may use it."""
+
+    def test_mode_owner_and_life(self) -> None:
+        with place() as where, Server(*where.here) as server:
+            self.assertEqual(os.stat(where.control).st_mode & 0o777, 0o600)
+            # A running one is not pushed aside; one that has died is.
+            code, _, err = run_program(SERVER, "--listen", "127.0.0.1:0", *where.here)
+            self.assertEqual(code, 2)
+            self.assertRegex(err, r"\Ac10k-server: --control: [^\n]*--take-over[^\n]*\n\Z")
+            server.signal(signal.SIGKILL)
+            server.wait()
+            self.assertTrue(os.path.exists(where.control))
+            with Server(*where.here) as again:
+                with Predecessor(where.control) as peer:
+                    peer.hello()
+                again.finish()
+            self.assertEqual(os.listdir(where.path), [])
+            # What somebody else has put there is not removed, and not replaced.
+            with Server(*where.here) as other:
+                os.rename(where.control, where.control + ".old")
+                Path(where.control).write_text("mine")
+                other.finish()
+            self.assertEqual(Path(where.control).read_text(), "mine")
+            code, _, err = run_program(SERVER, "--listen", "127.0.0.1:0", *where.here)
+            self.assertEqual(code, 2)
+            self.assertIn("is no socket", err)
+
+    def test_a_folder_that_others_can_write_to(self) -> None:
+        with place() as where:
+            os.chmod(where.path, 0o777)
+            code, _, err = run_program(SERVER, "--listen", "127.0.0.1:0", *where.here)
+            self.assertEqual(code, 2)
+            self.assertRegex(err, r"\Ac10k-server: --control: others can [^\n]*0777[^\n]*0700[^\n]*\n\Z")
+            os.chmod(where.path, 0o1777)
+            with Server(*where.here) as server:
+                server.finish()
+
+    @unittest.skipUnless(os.geteuid() == 0 and shutil.which("setpriv"), "needs root and setpriv")
+    def test_another_user(self) -> None:
+        drop = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+        command = (*drop, SERVER, "--listen", "127.0.0.1:0")
+        with place() as where, Server(*where.here) as server:
+            os.chmod(where.path, 0o755)
+            code, _, err = run_program(*command, *where.take)
+            self.assertEqual(code, 1)
+            self.assertRegex(err, r"\Ac10k-server: --take-over: [^\n]*Permission denied; be the user[^\n]*\n\Z")
+            os.chmod(where.control, 0o666)
+            code, _, err = run_program(*command, *where.take)
+            self.assertEqual(code, 1)
+            said(server, "runs as user 65534")
+            with connections(server.address, 2) as socks:
+                for sock in socks:
+                    echo(sock)
+            server.finish()
+
+
+class Retained(unittest.TestCase):
+    """--retain: live connections move as well."""
+
+    @for_each(retaining_shapes)
+    def test_connections_survive_two_generations(self, shape: Shape) -> None:
+        data = os.urandom(1 << 20)
+        with place() as where, shape.start(*LONG, "--retain", report=str(where.path / "%p.json")) as server:
+            pid = server.pid
+            with connections(server.address, 11) as held, socket.socket() as slow:
+                slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                slow.connect(server.address)
+                held.append(slow)
+                for generation in range(2):
+                    for number, sock in enumerate(held[: 8 + 2 * generation]):
+                        echo(sock, f"{generation} {number}".encode())
+                    # In the middle: the server has bytes to echo that the client does not take.
+                    slow.settimeout(0.1)  # nothing announces that no more is taken
+                    sent = 0
+                    with contextlib.suppress(TimeoutError):
+                        while sent < 64 << 20:
+                            sent += slow.send(data[sent % len(data) :])
+                    slow.settimeout(support.BOUND_S)
+                    sighup(server, pid)
+                    for number, sock in enumerate(held[:11]):
+                        echo(sock, f"{generation} {number} again".encode())
+                    self.assertIn(support.state_of(pid), "SR", "the slow one is still served by the old one")
+                    for at in range(0, sent, len(data)):
+                        size = min(len(data), sent - at)
+                        self.assertTrue(support.receive_exactly(slow, size) == data[:size], f"{at} of {sent}")
+                    wait_until(lambda pid=pid: support.state_of(pid) in ("", "Z"), "the old one ends")
+                    books = where.report_of(pid)["books"]
+                    self.assertTrue(books["balanced"], books)
+                    self.assertEqual((books["handed_on"], books["served"], books["lost"]), (12, 0, 0))
+                    self.assertEqual(books["adopted"], 12 if generation else 0)
+                    pid = newest(server)
+                for sock in held:
+                    echo(sock)
+                close_all(held)
+                books = end(server, where, pid)["books"]
+                self.assertEqual((books["adopted"], books["served"], books["accepted"]), (12, 12, 0))
+            self.assertEqual(server.err_text(), "")
+
+    @for_each(retaining_shapes)
+    def test_a_successor_that_dies_with_them_loses_none(self, shape: Shape) -> None:
+        with (
+            place() as where,
+            shape.start("--retain", *LONG, *where.here) as server,
+            connections(server.address, 100) as held,
+        ):
+            for sock in held:
+                echo(sock)
+            with Predecessor(where.control) as successor:
+                successor.hello()
+                successor.say(READY, 1)
+                self.assertEqual(successor.hear()[0], RETIRING)
+                self.assertEqual(successor.hear()[0], LEFT)
+                arrived = successor.receive_descriptors()
+                self.assertGreater(arrived, 0)
+                if arrived < 100:
+                    self.assertGreater(successor.receive_descriptors(), 0)
+                # It had no descriptor for the first frame, and says nothing of the others.
+                successor.say(ADOPTED, 0, arrived)
+            said(server, "serves")
+            for sock in held:
+                echo(sock)
+            close_all(held)
+            books = server.finish(0).report["books"]
+            self.assertEqual((books["accepted"], books["handed_on"], books["lost"]), (100, 0, 0))
+
+    def test_descriptors_do_not_pile_up(self) -> None:
+        pool = ("--strategy", "pool", "--workers", "2")
+        with place() as where, Server(*pool, "--retain", *LONG, report=str(where.path / "%p.json")) as server:
+            pid = server.pid
+            with connections(server.address, 10) as held:
+                for sock in held:
+                    echo(sock)
+                counts = []
+                for _ in range(4):
+                    sighup(server, pid)
+                    wait_until(lambda pid=pid: support.state_of(pid) in ("", "Z"), "the old one ends")
+                    pid = newest(server)
+                    for sock in held:
+                        echo(sock)
+                    counts.append(sorted(map(support.descriptors_of, server.group())))
+                self.assertEqual(counts, [counts[0]] * 4)
+            end(server, where, pid)
+
+
+if __name__ == "__main__":
+    unittest.main()

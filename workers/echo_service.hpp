@@ -79,7 +79,8 @@ class EchoService {
   void count_handed_back(EchoConnection& connection) { count_ended(connection, true); }
   /// Whether leave() means it.
   [[nodiscard]] bool can_leave(const EchoConnection& connection) const {
-    return connection.fd && options_.report_ended && connection.sequence != 0;
+    return connection.fd && options_.report_ended && connection.sequence != 0 &&
+           counters_.retained.has(connection.copy);
   }
   /// The idle timeout.
   virtual void close_idle(EchoConnection& connection) = 0;

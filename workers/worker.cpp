@@ -7,6 +7,7 @@
 #include <atomic>
 #include <utility>
 
+#include "ipc/listener_source.hpp"
 #include "ipc/process.hpp"
 #include "ipc/syscall.hpp"
 
@@ -256,7 +257,13 @@ int run_worker_process(const LoopEntry& loop, std::unique_ptr<ConnectionSource> 
   ControlWatch words(worker, channel.get());
   checked([&] { return ::send(channel.get(), &control::ready, 1, MSG_NOSIGNAL); },
           "send to the acceptor");
-  worker.run();
+  try {
+    worker.run();
+  } catch (const ListenerError& error) {
+    fmt::print(stderr, "worker {} (process {}): {}; no successor could accept there either\n", slot,
+               ::getpid(), error.what());
+    return exit_do_not_restart;
+  }
   return 0;
 }
 

@@ -1,0 +1,249 @@
+// What a worker's death does to the connections that it had been handed, step by step: the test is the
+// worker, and so it can die between any two of its steps.
+#include "acceptor/dispatcher.hpp"
+
+#include <sys/socket.h>
+
+#include "tests/support.hpp"
+
+namespace c10k::testing {
+namespace {
+
+/// Takes all, and holds what a worker would have received.
+class FakeSink : public ConnectionSink {
+ public:
+  explicit FakeSink(std::vector<Received>& sent) : sent_(sent) {}
+  SendResult send(std::span<const Handover> batch) override {
+    for (const Handover& next : batch) sent_.push_back({duplicate(next.fd), next.tag});
+    return {.taken = batch.size()};
+  }
+  [[nodiscard]] int writable_fd() const override { return -1; }
+
+ private:
+  std::vector<Received>& sent_;
+};
+
+/// A worker that does what the test says.
+class FakeWorker {
+ public:
+  explicit FakeWorker(std::size_t slot) {
+    process_.slot = slot;
+    process_.shared = std::make_unique<SharedArray<ProcessCounters>>(1);
+    process_.sink = std::make_unique<FakeSink>(received_);
+  }
+  [[nodiscard]] WorkerProcess& process() { return process_; }
+  [[nodiscard]] ProcessCounters& counters() { return process_.counters(); }
+  [[nodiscard]] std::size_t handed() const { return received_.size(); }
+  [[nodiscard]] int fd(std::size_t index = 0) const { return received_[index].fd.get(); }
+
+  /// As Worker::take_batch().
+  void count_received(bool says_which = true) {
+    for (const Received& connection : received_) {
+      counters().received.add();
+      if (!says_which) continue;
+      const std::uint64_t next = counters().consumed.get() + 1;
+      counters().consumed_copies[next % max_outstanding].set(connection.tag.copy);
+      counters().consumed.add();
+    }
+  }
+  void read(std::size_t size) { EXPECT_EQ(read_text(fd(), size).size(), size); }
+  void write(std::string_view text) { send_text(fd(), text); }
+  /// As EchoService closes what the acceptor has a copy of.
+  void end() {
+    ::shutdown(fd(), SHUT_RDWR);
+    received_[0].fd.reset();
+    counters().finished.add();
+  }
+  /// The kernel closes what it had.
+  void die() { received_.clear(); }
+
+ private:
+  std::vector<Received> received_;
+  WorkerProcess process_;
+};
+
+class WorkerDeath : public ::testing::Test {
+ protected:
+  void start(Retain retain, const MethodFacts& facts = {}, std::size_t most_retained = 10) {
+    before_ = open_descriptors();
+    loop_ = std::make_unique<EventLoop>(epoll_poller());
+    dispatcher_ = std::make_unique<Dispatcher>(*loop_, 2, find_dispatch_policy("round-robin"),
+                                               facts, retain, most_retained);
+    for (std::size_t slot = 0; slot < 2; ++slot) {
+      workers_.push_back(std::make_unique<FakeWorker>(slot));
+      dispatcher_->worker_ready(workers_[slot]->process());
+    }
+    TcpPair pair = tcp_pair();
+    client_ = std::move(pair.client);
+    send_text(client_.get(), "hello");
+    EXPECT_TRUE(wait_readable(pair.accepted.get()));
+    dispatcher_->add({std::move(pair.accepted), {.id = 1}});
+    dispatcher_->flush();
+    ASSERT_EQ(victim().handed(), 1U);
+  }
+  void TearDown() override {
+    dispatcher_.reset();
+    workers_.clear();
+    loop_.reset();
+    client_.reset();
+    EXPECT_EQ(open_descriptors(), before_) << "descriptors leaked";
+  }
+
+  [[nodiscard]] FakeWorker& victim() { return *workers_[0]; }
+  [[nodiscard]] FakeWorker& other() { return *workers_[1]; }
+
+  void kill() {
+    victim().die();
+    dispatcher_->worker_ended(victim().process());
+  }
+  void expect_rescued(std::string_view unread) {
+    kill();
+    EXPECT_EQ(dispatcher_->counts().rescued[0], 1U);
+    EXPECT_EQ(dispatcher_->counts().redelivered, 1U);
+    ASSERT_EQ(other().handed(), 1U);
+    EXPECT_EQ(read_text(other().fd(), unread.size()), unread);
+    other().write("well");
+    EXPECT_EQ(read_text(client_.get(), 4), "well");
+  }
+  void expect_closed() {
+    kill();
+    EXPECT_EQ(dispatcher_->counts().rescued[0], 0U);
+    EXPECT_EQ(dispatcher_->counts().redelivered, 0U);
+    EXPECT_EQ(other().handed(), 0U);
+    EXPECT_TRUE(ends(client_.get()));
+  }
+
+  std::size_t before_ = 0;
+  OwnedFd client_;
+  std::unique_ptr<EventLoop> loop_;
+  std::vector<std::unique_ptr<FakeWorker>> workers_;
+  std::unique_ptr<Dispatcher> dispatcher_;
+};
+
+TEST_F(WorkerDeath, BeforeItHasReceived) {
+  start(Retain::none);
+  kill();
+  EXPECT_EQ(dispatcher_->counts().taken_back[0], 1U);
+  EXPECT_EQ(dispatcher_->counts().rescued[0], 0U);
+  EXPECT_EQ(other().handed(), 1U);
+}
+
+TEST_F(WorkerDeath, BetweenCountingAndSayingWhich) {
+  start(Retain::none);
+  victim().count_received(false);
+  kill();
+  EXPECT_EQ(victim().counters().received.get(), 0U) << "the books would have it twice";
+  EXPECT_EQ(dispatcher_->counts().taken_back[0], 1U);
+  EXPECT_EQ(other().handed(), 1U);
+}
+
+TEST_F(WorkerDeath, ReceivedAndNotTouchedGoesToAnother) {
+  for (const Retain retain : {Retain::none, Retain::untouched, Retain::between_requests}) {
+    start(retain);
+    victim().count_received();
+    expect_rescued("hello");
+    EXPECT_EQ(victim().counters().received.get(), 1U);
+    TearDown();
+  }
+}
+
+TEST_F(WorkerDeath, ReadFromIsClosed) {
+  for (const Retain retain : {Retain::none, Retain::untouched, Retain::between_requests}) {
+    start(retain);
+    victim().count_received();
+    victim().read(2);
+    expect_closed();
+    TearDown();
+  }
+}
+
+TEST_F(WorkerDeath, EchoedGoesOnBetweenRequestsAlone) {
+  for (const Retain retain : {Retain::none, Retain::untouched, Retain::between_requests}) {
+    start(retain);
+    victim().count_received();
+    victim().read(5);
+    victim().write("hello");
+    EXPECT_EQ(read_text(client_.get(), 5), "hello");
+    if (retain != Retain::between_requests) {
+      expect_closed();
+    } else {
+      send_text(client_.get(), "again");
+      expect_rescued("again");
+    }
+    TearDown();
+  }
+}
+
+TEST_F(WorkerDeath, HalfAnEchoIsClosed) {
+  start(Retain::between_requests);
+  victim().count_received();
+  victim().read(5);
+  victim().write("hel");
+  kill();
+  EXPECT_EQ(other().handed(), 0U);
+  EXPECT_EQ(read_text(client_.get(), 5), "hel");
+  EXPECT_TRUE(ends(client_.get()));
+}
+
+TEST_F(WorkerDeath, ServedToItsEndIsNotServedTwice) {
+  for (const Retain retain : {Retain::none, Retain::untouched, Retain::between_requests}) {
+    start(retain);
+    victim().count_received();
+    victim().end();  // untouched: say, by its idle timeout
+    expect_closed();
+    TearDown();
+  }
+}
+
+TEST_F(WorkerDeath, AfterTheCopyIsClosedNothingIsLeftToRescue) {
+  start(Retain::none);
+  victim().count_received();
+  dispatcher_->collect();
+  EXPECT_EQ(victim().counters().released.get(), 1U);
+  expect_closed();
+}
+
+TEST_F(WorkerDeath, RetainedIsKeptUntilItEnds) {
+  start(Retain::between_requests);
+  victim().count_received();
+  dispatcher_->collect();
+  EXPECT_EQ(victim().counters().released.get(), 0U);
+  EXPECT_EQ(dispatcher_->retained(), 1U);
+  victim().counters().ended_copies[1].set(0);
+  victim().counters().ended.set(1);
+  dispatcher_->collect();
+  EXPECT_EQ(dispatcher_->retained(), 0U);
+  EXPECT_EQ(victim().counters().ended_seen.get(), 1U);
+  expect_closed();
+}
+
+TEST_F(WorkerDeath, WithoutADescriptorToKeepItNothingIsRetained) {
+  start(Retain::between_requests, {}, 0);
+  victim().count_received();
+  dispatcher_->collect();
+  EXPECT_EQ(dispatcher_->counts().not_retained, 1U);
+  EXPECT_EQ(dispatcher_->retained(), 0U);
+  dispatcher_->add({tcp_pair().accepted, {.id = 2}});  // its copy gets a number of its own
+  dispatcher_->flush();
+  EXPECT_EQ(dispatcher_->in_hand_off(), 1U);
+  kill();
+  EXPECT_EQ(dispatcher_->counts().rescued[0], 0U);
+  EXPECT_EQ(dispatcher_->in_hand_off(), 1U);
+  EXPECT_TRUE(ends(client_.get()));
+}
+
+TEST_F(WorkerDeath, ACopyThatIsNoConnectionAnyMoreIsNotHandedOver) {
+  start(Retain::none, {.consumes_connection = true});
+  victim().count_received();
+  expect_closed();
+}
+
+TEST_F(WorkerDeath, WhileGivingUpNothingIsHandedOver) {
+  start(Retain::none);
+  victim().count_received();
+  dispatcher_->abandon();
+  expect_closed();
+}
+
+}  // namespace
+}  // namespace c10k::testing

@@ -1,0 +1,154 @@
+"""What the fault tests share: a process is killed at a chosen system call, or told that one has failed, by strace."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import unittest
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import process_support as support
+
+HELLO = b"hello"
+# How long a client may wait after a fault. A sanitized server starts and ends its processes more slowly.
+HANG_S = support.scaled(1, 5)
+
+needs_strace = unittest.skipUnless(shutil.which("strace"), "strace is not installed")
+
+
+def has_ended(pid: int) -> bool:
+    return support.state_of(pid) in ("", "Z", "X")
+
+
+def _is_dying(pid: int) -> bool:
+    """It has been sent a SIGKILL, or is on its way out (PF_EXITING)."""
+    try:
+        pending = re.findall(r"^(?:SigPnd|ShdPnd):\s+(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.M)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    fields = support.stat_of(pid)
+    exiting = not fields or int(fields[6]) & 0x4
+    return bool(exiting) or any(int(mask, 16) & 1 << (signal.SIGKILL - 1) for mask in pending)
+
+
+class Tracer:
+    """strace on a running process; it is there when this returns, and goes when it is closed or its process does."""
+
+    def __init__(self, pid: int, folder: Path, *options: str) -> None:
+        self.pid = pid
+        self._text = ""
+        self.log = folder / f"trace-{pid}"
+        self._err = folder / f"strace-{pid}"
+        command = ["strace", "-o", str(self.log), *options, "-p", str(pid)]
+        with self._err.open("wb") as err:
+            self._popen = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=err, stderr=err)
+
+    def wait_attached(self) -> Tracer:
+        def attached() -> bool:
+            ended = self._popen.poll() is not None
+            said = self._err.read_text()
+            assert "attached" in said or not ended, f"strace has ended: {said}"
+            return "attached" in said
+
+        support.wait_until(attached, f"strace is attached to {self.pid}")
+        return self
+
+    def close(self) -> None:
+        """Lets the process go on. It has ended then or goes on: a SIGKILL that it was sent has had its effect."""
+        self._popen.terminate()
+        self._popen.wait()
+        with contextlib.suppress(FileNotFoundError):
+            self._text = self.log.read_text(errors="replace")
+        support.wait_until(lambda: has_ended(self.pid) or not _is_dying(self.pid), f"process {self.pid} ends")
+
+    def text(self) -> str:
+        """What it has written, once it is closed."""
+        return self._text
+
+    def count(self, call: str) -> int:
+        """How many HELLOs the process has moved by a call, to its end."""
+        text = re.escape(f'"{HELLO.decode()}"')
+        return len(re.findall(rf"^{call}\(\d+, {text}, .*\) += {len(HELLO)}$", self.text(), re.M))
+
+
+@contextlib.contextmanager
+def traced(pid: int, folder: Path, *options: str) -> Iterator[Tracer]:
+    tracer = Tracer(pid, folder, *options)
+    try:
+        yield tracer.wait_attached()
+    finally:
+        tracer.close()
+
+
+@contextlib.contextmanager
+def traced_each(what: Iterable[tuple[int, tuple[str, ...]]], folder: Path) -> Iterator[list[Tracer]]:
+    """traced() for several (pid, options), which begin together."""
+    tracers = [Tracer(pid, folder, *options) for pid, options in what]
+    try:
+        yield [tracer.wait_attached() for tracer in tracers]
+    finally:
+        for tracer in tracers:
+            tracer.close()
+
+
+def outcomes(socks: Iterable[socket.socket], seconds: float = HANG_S) -> tuple[list[socket.socket], int]:
+    """Waits for the echo of HELLO, or the end, on all: those that have echoed, and how many have ended. Fails when
+    one has neither in time."""
+    deadline = time.monotonic() + seconds
+    echoed: list[socket.socket] = []
+    closed = hanging = 0
+    for sock in socks:
+        if not support.readable(sock, max(0.0, deadline - time.monotonic())):
+            hanging += 1
+            continue
+        with contextlib.suppress(ConnectionResetError):
+            if got := support.receive_exactly(sock, len(HELLO)):
+                assert got == HELLO, got
+                echoed.append(sock)
+                continue
+        closed += 1
+    assert hanging == 0, f"{hanging} have neither an echo nor an end after {seconds} s; {len(echoed)} have echoed"
+    return echoed, closed
+
+
+def greet(socks: Iterable[socket.socket]) -> None:
+    for sock in socks:
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            sock.sendall(HELLO)
+
+
+def open_files(pid: int) -> list[str]:
+    """What a process has open, numbers and inodes aside."""
+    found = []
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(re.sub(r":\[\d+\]", "", os.readlink(f"/proc/{pid}/fd/{name}")))
+    return sorted(found)
+
+
+def wait_for_new_worker(server: support.Server, slot: int, old: int) -> int:
+    """The successor, and it serves."""
+
+    def pid() -> int:
+        report = server.report()
+        now = next(row["pid"] for row in support.workers_of(report) if row["slot"] == slot)
+        return now if now not in (0, old) and not report["degraded"] else 0
+
+    return support.wait_until(pid, f"worker {slot} is replaced")
+
+
+def row_of(server: support.Server, slot: int) -> dict[str, Any]:
+    return support.workers_of(server.report())[slot]
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, 9)
+    support.wait_until(lambda: has_ended(pid), f"process {pid} has ended")
