@@ -1,6 +1,7 @@
 #include "acceptor/dispatcher.hpp"
 
 #include <algorithm>
+#include <optional>
 
 #include "ipc/syscall.hpp"
 
@@ -19,14 +20,16 @@ constexpr std::int64_t longest_look_ns = 64'000'000;
 class Dispatcher::Channel : public EventHandler {
  public:
   Channel(Dispatcher& dispatcher, WorkerProcess& worker)
-      : dispatcher_(dispatcher), worker_(worker), attention_(*worker.sink, dispatcher.loop_) {}
+      : dispatcher_(dispatcher), worker_(worker) {}
   ~Channel() override { unwatch(); }
 
+  void become_ready() { attention_.emplace(*worker_.sink, dispatcher_.loop_); }
+  [[nodiscard]] bool ready() const { return attention_.has_value(); }
   [[nodiscard]] bool eligible() const {
     // What one worker counts must not overtake itself in its record of what it has consumed.
     const std::size_t on_their_way =
         dispatcher_.shared_channel_ ? dispatcher_.kept_.size() : in_flight_ + batch_.size();
-    return !blocked_ && on_their_way < max_outstanding;
+    return ready() && !blocked_ && on_their_way < max_outstanding;
   }
   /// It has refused something for want of a descriptor, and none of its connections has ended since.
   [[nodiscard]] bool full() const {
@@ -185,7 +188,7 @@ class Dispatcher::Channel : public EventHandler {
 
   Dispatcher& dispatcher_;
   WorkerProcess& worker_;
-  Attention attention_;
+  std::optional<Attention> attention_;  // once it is ready
   std::vector<Handover> batch_;
   std::size_t in_flight_ = 0;  // of a channel of its own
   std::uint64_t seen_ = 0;
@@ -221,8 +224,12 @@ Dispatcher::~Dispatcher() {
   if (timer_ != 0) loop_.cancel(timer_);
 }
 
-void Dispatcher::worker_ready(WorkerProcess& worker) {
+void Dispatcher::worker_started(WorkerProcess& worker) {
   channels_[worker.slot] = std::make_unique<Channel>(*this, worker);
+}
+
+void Dispatcher::worker_ready(WorkerProcess& worker) {
+  channels_[worker.slot]->become_ready();
   flush();
 }
 
@@ -339,8 +346,9 @@ void Dispatcher::redeliver(std::size_t slot, std::vector<Received> taken_back, b
 }
 
 bool Dispatcher::all_full() const {
-  return std::none_of(channels_.begin(), channels_.end(),
-                      [](const auto& channel) { return channel && !channel->full(); });
+  return std::none_of(channels_.begin(), channels_.end(), [](const auto& channel) {
+    return channel && channel->ready() && !channel->full();
+  });
 }
 
 void Dispatcher::flush() {
@@ -448,7 +456,7 @@ void Dispatcher::shed_if_starved() {
   std::size_t starved = 0;
   std::size_t unable = 0;  // a full worker is not offered anything while another has room
   for (const auto& channel : channels_) {
-    if (!channel) continue;
+    if (!channel || !channel->ready()) continue;
     ++living;
     starved += channel->starved() ? 1 : 0;
     unable += channel->starved() || channel->full() ? 1 : 0;

@@ -99,6 +99,8 @@ class Dispatcher {
   /// others could take over.
   void when_gone(std::function<void()> action);
 
+  /// With a shared channel it may receive from now on; nothing is sent for it before it is ready.
+  void worker_started(WorkerProcess& worker);
   void worker_ready(WorkerProcess& worker);
   void worker_ended(WorkerProcess& worker);
 

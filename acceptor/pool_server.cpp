@@ -38,7 +38,11 @@ class PoolServer : public EventHandler {
         counters_(1),
         reader_(frame_.listener(), options.accept_drain, 1),
         supervisor_(loop_, options, frame_.listener(),
-                    {.ready = [this](WorkerProcess& worker) { worker_ready(worker); },
+                    {.started =
+                         [this](WorkerProcess& worker) {
+                           if (worker.sink) dispatcher_.worker_started(worker);
+                         },
+                     .ready = [this](WorkerProcess& worker) { worker_ready(worker); },
                      .ended = [this](WorkerProcess& worker) { worker_ended(worker); },
                      .may_have_work =
                          [this](const WorkerProcess& worker) {
@@ -130,7 +134,10 @@ class PoolServer : public EventHandler {
   void accept_batch() {
     // What cannot be handed over stays in the kernel's queue, which is bounded and visible.
     const std::size_t room_now = room();
-    if (room_now == 0) return pause();
+    if (room_now == 0) {
+      if (draining_ && counters().accepted.get() >= last_accept_) return stop_accepting();
+      return pause();
+    }
     const ReceiveResult result = reader_.accept({batch_.data(), room_now});
     if (result.error != 0) counters().errors.add(result.error);
     if (result.queue_length > counters().queue_peak.get())
@@ -158,7 +165,9 @@ class PoolServer : public EventHandler {
     loop_.change(frame_.listener(), {.level = true});
     loop_.after(dispatcher_.congested() ? pause_ns / 10 : pause_ns, [this] {
       paused_ = false;
-      if (accepting_) loop_.change(frame_.listener(), {.read = true, .level = true});
+      if (!accepting_) return;
+      loop_.change(frame_.listener(), {.read = true, .level = true});
+      if (draining_) accept_batch();  // perhaps nobody comes any more who would wake us
     });
   }
 

@@ -178,6 +178,7 @@ void Supervisor::spawn(std::size_t index) {
   slot.leaving = false;
   slot.exit_watch = std::make_unique<ExitWatch>(*this, index, slot.worker->child.pidfd());
   slot.control_watch = std::make_unique<ControlWatch>(*this, index, slot.worker->control.get());
+  hooks_.started(*slot.worker);
 }
 
 void Supervisor::tell(const Slot& slot, char byte) const {

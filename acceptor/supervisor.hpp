@@ -32,6 +32,8 @@ struct WorkerProcess {
 class Supervisor {
  public:
   struct Hooks {
+    /// A worker has been forked. It may receive before its word that it is ready has been heard.
+    std::function<void(WorkerProcess&)> started;
     /// A worker has said that it is ready.
     std::function<void(WorkerProcess&)> ready;
     /// A worker has ended and been reaped; its counters are final. It is destroyed afterwards.

@@ -18,6 +18,7 @@ class FakeSink : public ConnectionSink {
     return {.taken = batch.size()};
   }
   [[nodiscard]] int writable_fd() const override { return -1; }
+  [[nodiscard]] bool drained() const override { return true; }
 
  private:
   std::vector<Received>& sent_;
@@ -71,6 +72,7 @@ class WorkerDeath : public ::testing::Test {
                                                facts, retain, most_retained);
     for (std::size_t slot = 0; slot < 2; ++slot) {
       workers_.push_back(std::make_unique<FakeWorker>(slot));
+      dispatcher_->worker_started(workers_[slot]->process());
       dispatcher_->worker_ready(workers_[slot]->process());
     }
     TcpPair pair = tcp_pair();
@@ -236,6 +238,24 @@ TEST_F(WorkerDeath, ACopyThatIsNoConnectionAnyMoreIsNotHandedOver) {
   start(Retain::none, {.consumes_connection = true});
   victim().count_received();
   expect_closed();
+}
+
+TEST_F(WorkerDeath, WhatASuccessorHasPulledBeforeItsFirstWordIsNotHandedOverAgain) {
+  start(Retain::none, {.shared_channel = true});
+  dispatcher_->worker_ended(other().process());
+  FakeWorker successor(1);
+  dispatcher_->worker_started(successor.process());
+  ProcessCounters& counters = successor.counters();
+  counters.receive_steps.add();  // it has pulled what the first worker's sink has sent
+  dispatcher_->collect();
+  EXPECT_EQ(dispatcher_->counts().redelivered, 0U);
+  counters.received.add();
+  counters.consumed.add();  // of copy 0, the only one
+  counters.receive_steps.add();
+  dispatcher_->collect();
+  EXPECT_EQ(dispatcher_->counts().redelivered, 0U);
+  EXPECT_EQ(dispatcher_->in_hand_off(), 0U);
+  dispatcher_->worker_ended(successor.process());
 }
 
 TEST_F(WorkerDeath, WhileGivingUpNothingIsHandedOver) {

@@ -402,10 +402,7 @@ class Shape:
     chosen_by: str = ""
     connections_stay: bool = False  # in the acceptor
     why_not_retained: str = ""
-
-    @property
-    def pool(self) -> bool:
-        return self.strategy == "pool"
+    pool = property(lambda self: self.strategy == "pool")
 
     def start(self, *options: str, workers: int = 2, **popen: Any) -> Server:
         how_many = ("--workers", str(workers)) if self.pool else ()

@@ -16,6 +16,7 @@ import re
 import resource
 import select
 import shutil
+import signal
 import socket
 import sys
 import time
@@ -40,9 +41,11 @@ from process_support import (  # noqa: E402
     ended,
     for_each,
     listing,
+    method_shapes,
     run_client,
     run_program,
     scaled,
+    strategy_shapes,
     wait_until,
     workers_of,
     close_all,
@@ -92,6 +95,18 @@ class Limits(unittest.TestCase):
                 close_all(list(served))
                 rest -= served
             self.assertEqual(server.finish().report["books"]["served"], 24)
+
+    @for_each(lambda: strategy_shapes() + [s for s in method_shapes() if s.method in ("scm-seqpacket", "reuseport")])
+    def test_a_drain_at_max_connections_waits_for_nobody_who_does_not_come(self, shape: Shape) -> None:
+        options = ("--max-connections", "3", "--drain-timeout", "600")
+        with shape.start(*options) as server, connections(server.address, 3) as socks:
+            for sock in socks:
+                echo(sock)
+            server.signal(signal.SIGTERM)
+            server.report()
+            server.report()  # it has read both signals by now, in whichever order
+            close_all(socks)
+            self.assertEqual(server.finish(0).report["books"]["served"], 3)
 
     @for_each(all_shapes)
     def test_idle_timeout_closes_the_idle_only(self, shape: Shape) -> None:
