@@ -130,6 +130,37 @@ class Shapes(unittest.TestCase):
                 close_all(queued)
                 self.assertEqual(new.finish().report["books"]["accepted"], 20)
 
+    @for_each(all_shapes)
+    def test_the_old_one_leaves_the_queue(self, shape: Shape) -> None:
+        # All come while it is stopped, and so does the word that its successor is ready. It may take one for each
+        # turn of a loop that it has begun before it reads that word.
+        with (
+            place() as where,
+            shape.start(*LONG, *where.here, "--accept-drain", "one", workers=1) as old,
+            Predecessor(where.control) as successor,
+        ):
+            successor.hello()
+            for pid in old.group():
+                support.stop_process(pid)
+            with connections(old.address, 20) as queued:
+                successor.say(READY)
+                old.signal(signal.SIGCONT)
+                self.assertEqual(successor.hear()[0], RETIRING)
+                if shape.kernel_dispatches:
+                    old.report()  # by then it has told its workers
+                old.signal_group(signal.SIGCONT)
+                self.assertEqual(successor.hear()[0], LEFT)
+                listener = socket.socket(fileno=os.dup(successor.descriptors[0]))
+                listener.setblocking(False)
+                ours = []
+                with listener, contextlib.suppress(BlockingIOError):
+                    while True:
+                        ours.append(listener.accept()[0])
+                self.assertGreaterEqual(len(ours), 14)
+                close_all(ours)
+                close_all(queued)
+                self.assertEqual(old.finish(0).report["books"]["accepted"], 20 - len(ours))
+
 
 class Steered(unittest.TestCase):
     """reuseport with a program in the kernel: it is the successor's from the moment when that one is ready."""
