@@ -1,7 +1,6 @@
 #include <signal.h>
 
 #include <algorithm>
-#include <optional>
 #include <utility>
 
 #include "acceptor/dispatcher_channel.hpp"
@@ -54,14 +53,12 @@ void Dispatcher::worker_ended(WorkerProcess& worker) {
   Channel* channel = channels_[worker.slot].get();
   if (channel == nullptr) return;
   std::vector<Received> again;
+  const std::uint64_t ended = channel->ended();
   // Of what it had received, the copies not closed yet may be fit for somebody else. (One that it had
   // served to its end is not: as long as there was a copy, it ended the connection by a shutdown.)
-  const std::uint64_t ended = channel->ended();
   channel->collect(again, copies_are_whole_);
-  channel->settle_counters();
   channel->collect_ended(ended);
-  // It counts no more, and it may have died between saying what it gives up and counting that.
-  worker.counters().handed_back.set(channel->handed_back());
+  channel->settle_counters();
   std::vector<Received> rescued = rescue(worker.slot);
   if (shared_channel_) {
     // What it was sent is anybody's. What it had pulled and not counted is not known yet.
@@ -311,25 +308,6 @@ void Dispatcher::abandon() {
   pending_.clear();
   if (successor_) successor_->leave();
   if (when_empty_) std::exchange(when_empty_, nullptr)();
-}
-
-void Dispatcher::hand_on(OwnedFd successor) {
-  handing_on_ = true;
-  successor_ =
-      std::make_unique<HandOn>(loop_, std::move(successor),
-                               HandOn::Hooks{.moved = [this] { flush(); },
-                                             .returned =
-                                                 [this](std::vector<Received> ours, bool gone) {
-                                                   if (gone) handing_on_ = false;
-                                                   for (std::size_t i = ours.size(); i > 0; --i)
-                                                     pending_.push_front(std::move(ours[i - 1]));
-                                                   flush();
-                                                 }});
-}
-
-void Dispatcher::when_gone(std::function<void()> action) {
-  if (in_hand_off() == 0 && retained() == 0) return action();
-  when_gone_ = std::move(action);
 }
 
 }  // namespace c10k

@@ -95,7 +95,10 @@ class Dispatcher {
   }
   /// How many it has adopted.
   [[nodiscard]] std::uint64_t handed_on() const { return successor_ ? successor_->adopted() : 0; }
-  /// Calls `action` once when nothing is in the hand-off, and no copy is retained.
+  /// Tells a worker of which connections there is a copy, before it gives up any.
+  void mark_retained(WorkerProcess& worker) const;
+  /// Calls `action` once when nothing is in the hand-off, and no connection of a worker is left that the
+  /// others could take over.
   void when_gone(std::function<void()> action);
 
   /// With a shared channel it may receive from now on; nothing is sent for it before it is ready.

@@ -116,9 +116,12 @@ class Dispatcher::Channel : public EventHandler {
     if (!retain) counters.released.set(seen_);
     return left;
   }
-  /// Of a worker that has ended: it may have died between counting what it received and saying which.
-  /// The books go by what it said, as its connections do.
-  void settle_counters() { worker_.counters().received.set(received_); }
+  /// Of a worker that has ended: it may have died between counting what it received or gave up and saying
+  /// which. The books go by what it said, as its connections do.
+  void settle_counters() {
+    worker_.counters().received.set(received_);
+    worker_.counters().handed_back.set(handed_back_);
+  }
 
   /// How many have ended in the worker. Ask before collect(): what has ended by then has been received by
   /// then, and is found among the retained.
@@ -142,7 +145,7 @@ class Dispatcher::Channel : public EventHandler {
         continue;  // it has been given up (release_retained), or is none of the worker's
       Received copy = take(number);
       ++closed;
-      if ((record & handed_back_flag) == 0) continue;
+      if ((record & handed_back_flag) == 0 || !copy.fd) continue;
       ++dispatcher_.counts_.handed_back[worker_.slot];
       ++handed_back_;
       dispatcher_.pending_.push_back(std::move(copy));
@@ -150,7 +153,6 @@ class Dispatcher::Channel : public EventHandler {
     counters.ended_seen.set(ended_seen_);
     return closed;
   }
-  [[nodiscard]] std::uint64_t handed_back() const { return handed_back_; }
   void release() { worker_.counters().released.set(seen_); }
 
   void unblock() {

@@ -59,6 +59,10 @@ class KeptCopies {
   [[nodiscard]] bool is_retained(std::uint64_t number) const {
     return number < entries_.size() && entries_[number].retained;
   }
+  /// Whether there is a descriptor, not only the number.
+  [[nodiscard]] bool is_open(std::uint64_t number) const {
+    return static_cast<bool>(entries_[number].connection.fd);
+  }
   [[nodiscard]] std::size_t retained() const { return retained_; }
   /// Those of them that are a descriptor.
   [[nodiscard]] std::size_t retained_open() const { return retained_ - closed_; }

@@ -234,6 +234,9 @@ class PoolServer : public EventHandler {
     dispatcher_.when_empty([this, moves] {
       if (!moves) return stop_workers();
       // All are in workers now, and each of those comes back that stands between requests.
+      for (std::size_t slot = 0; slot < supervisor_.size(); ++slot) {
+        if (WorkerProcess* worker = supervisor_.worker(slot)) dispatcher_.mark_retained(*worker);
+      }
       supervisor_.retire([] {});
       dispatcher_.when_gone([this] { stop_workers(); });
     });

@@ -62,6 +62,11 @@ class ServerFrame {
   void start_successor();
   /// What retire() may use, and the end; null before announce().
   [[nodiscard]] Upgrade* upgrade() { return upgrade_.get(); }
+  /// Watches nothing any more: for a loop that ends before this object.
+  void leave_loop() {
+    upgrade_.reset();
+    take_over_.reset();
+  }
   /// This server ends, and is not taken over any more.
   void stop_upgrades() {
     if (upgrade_) upgrade_->stop();

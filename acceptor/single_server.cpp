@@ -18,6 +18,10 @@ int run_single_server(ServerOptions& options) {
   Worker worker(*options.loop, std::move(source), true, options.worker, counters[0], active.all(),
                 0);
 
+  // The worker's loop goes before the frame does.
+  const auto leave_loop = [](ServerFrame* of) { of->leave_loop(); };
+  const std::unique_ptr<ServerFrame, decltype(leave_loop)> leaving(&frame, leave_loop);
+
   const auto report = [&] {
     ServerReport result;
     ProcessTotals& process = result.processes.emplace_back();

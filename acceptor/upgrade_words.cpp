@@ -41,8 +41,7 @@ std::optional<Message> hear(int socket, std::string_view who) {
         who, message.version, Message::current_version));
   }
   if (size != sizeof message || message.text[sizeof message.text - 1] != '\0')
-    throw std::runtime_error(
-        fmt::format("{} sent a message of {} bytes, not {}", who, size, sizeof message));
+    throw std::runtime_error(fmt::format("{} sent {} bytes that are no whole message", who, size));
   return message;
 }
 

@@ -174,6 +174,7 @@ class Reuseport : public HandoffMethod {
   }
 
   void claim_listeners(const ListenOptions& options) override {
+    if (kept_.empty() && !last_resort_) return;  // closed
     adopted_ = false;
     for (const auto& [worker, listener] : kept_) {
       // Of a listener that has listened before it sets the backlog, and nothing else.

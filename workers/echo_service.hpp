@@ -86,7 +86,8 @@ class EchoService {
   void count_handed_back(EchoConnection& connection) { count_ended(connection, true); }
   /// Whether leave() means it.
   [[nodiscard]] bool can_leave(const EchoConnection& connection) const {
-    return connection.fd && options_.report_ended && connection.sequence != 0;
+    return connection.fd && options_.report_ended && connection.sequence != 0 &&
+           counters_.retained.has(connection.copy);
   }
   /// It has kept us waiting for too long.
   virtual void close_late(EchoConnection& connection) = 0;
