@@ -98,13 +98,15 @@ class Scene {
         input.byte() < 128 ? tell(counters, number(input)) : end(counters, number(input));
         return;
       case 7: {  // anything
-        const std::size_t base = std::array{std::size_t{0}, offsetof(ProcessCounters, hand_off),
-                                            offsetof(ProcessCounters, at_ready)}[input.byte() % 3];
-        const std::size_t at =
-            (base + input.integer<std::uint16_t>() * std::size_t{8}) % sizeof(ProcessCounters);
+        auto* const begin = reinterpret_cast<std::byte*>(&counters);
+        const std::byte* const base =
+            std::array{begin, reinterpret_cast<std::byte*>(&counters.hand_off),
+                       reinterpret_cast<std::byte*>(&counters.at_ready)}[input.byte() % 3];
+        const std::size_t at = (static_cast<std::size_t>(base - begin) +
+                                input.integer<std::uint16_t>() * std::size_t{8}) %
+                               sizeof(ProcessCounters);
         const auto bytes = input.bytes(16);
-        std::memcpy(reinterpret_cast<std::byte*>(&counters) + at, bytes.data(),
-                    std::min(bytes.size(), sizeof(ProcessCounters) - at));
+        std::memcpy(begin + at, bytes.data(), std::min(bytes.size(), sizeof(ProcessCounters) - at));
         return;
       }
       case 8:
