@@ -129,14 +129,12 @@ class ForkServer : public EventHandler {
   int run() {
     loop_.watch(frame_.listener(), {.read = true, .level = true}, *this);
     // Before the first child, which inherits it and asks for its parent's death signal afterwards.
-    if (options_.user) {
-      become(*options_.user);
-      forbid_other_calls(options_.worker.allowed_calls);
-    }
+    if (options_.user) become(*options_.user);
     ::getrusage(RUSAGE_SELF, &acceptor().at_ready);
     frame_.announce(loop_, {.report = [this] { return report(); },
                             .retire = [this](bool) { retire(); },
                             .look_again = [] {}});
+    if (options_.user) forbid_other_calls(options_.worker.allowed_calls);
     loop_.run();
     frame_.write_report();
     return 0;

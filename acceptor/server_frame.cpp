@@ -84,6 +84,12 @@ void ServerFrame::announce(Loop& loop, Hooks hooks) {
 }
 
 void ServerFrame::start_successor() {
+  if (options_.gives_up_its_rights()) {
+    fmt::print(stderr,
+               "c10k-server: SIGHUP: with --user this process may start no other: ignored; one of "
+               "--strategy pool may\n");
+    return;
+  }
   if (upgrade_) return upgrade_->start_successor();
   fmt::print(stderr, "c10k-server: SIGHUP: this server is not ready itself yet: ignored\n");
 }

@@ -93,6 +93,12 @@ void resolve_user(ServerOptions& options, const std::string& text) {
   if (facts != nullptr && !facts->needs_trust.empty())
     throw UsageError(fmt::format("--user: not with {}: {}", facts->name, facts->needs_trust));
   options.user = parse_user("--user", text);
+  if (options.gives_up_its_rights() && !(options.control.empty() && options.take_over.empty())) {
+    throw UsageError(fmt::format(
+        "--user: with --strategy {} the server itself gives up its rights, so --control and "
+        "--take-over are not for it; give --strategy pool",
+        options.strategy->name));
+  }
   if (const std::string reason = why_no_filter(); !reason.empty())
     throw UsageError(fmt::format("--user: {}", reason));
   CallGroups& calls = options.worker.allowed_calls;

@@ -42,6 +42,10 @@ struct ServerOptions {
   bool list = false;
   bool list_json = false;
 
+  /// Under --user the process that has the listener is itself confined: it can neither start a successor
+  /// nor be taken over. (A pool's acceptor keeps its rights.)
+  [[nodiscard]] bool gives_up_its_rights() const { return user && method.entry == nullptr; }
+
   /// Everything as it was resolved, for the report.
   [[nodiscard]] nlohmann::json to_json() const;
 };

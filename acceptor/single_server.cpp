@@ -40,13 +40,14 @@ int run_single_server(ServerOptions& options) {
     frame.close_listener();
     return worker.draining() ? worker.end_drain() : worker.drain();
   });
-  if (options.user) forbid_other_calls(options.worker.allowed_calls);
   const auto retire = [&](bool) {
     frame.close_listener();
     worker.retire([&] { frame.upgrade()->left(); });
   };
   frame.announce(worker.loop(),
                  {.report = report, .retire = retire, .look_again = [&] { worker.look_again(); }});
+  // Everything is open by now, and not one byte of a client has been read.
+  if (options.user) forbid_other_calls(options.worker.allowed_calls);
   worker.run();
   frame.write_report();
   return 0;

@@ -49,7 +49,10 @@ class Hostile : public ::testing::TestWithParam<std::string> {
       }
       Dispatcher dispatcher(loop, 2, find_dispatch_policy("round-robin"), facts, retain, 1024);
       loop.at_end_of_turn([&] { dispatcher.collect(); });
-      for (auto& worker : workers) dispatcher.worker_ready(*worker);
+      for (auto& worker : workers) {
+        dispatcher.worker_started(*worker);
+        dispatcher.worker_ready(*worker);
+      }
 
       std::vector<OwnedFd> clients;
       for (std::uint64_t id = 1; id <= 24; ++id) {
@@ -95,7 +98,9 @@ class Hostile : public ::testing::TestWithParam<std::string> {
       };
       loop.after(0, look);
       loop.run();
-      if (!swallows) EXPECT_EQ(echoed + ended, clients.size()) << "clients hang";
+      if (!swallows) {
+        EXPECT_EQ(echoed + ended, clients.size()) << "clients hang";
+      }
       EXPECT_GE(echoed, 12U) << "the honest worker's clients";
       EXPECT_EQ(workers[0], nullptr) << "the hostile worker lives on";
       dispatcher.release_retained();

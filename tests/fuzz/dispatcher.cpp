@@ -161,6 +161,7 @@ class Scene {
     sinks_[slot] = sink.get();
     worker->sink = std::move(sink);
     workers_[slot] = std::move(worker);
+    dispatcher_.worker_started(*workers_[slot]);
     dispatcher_.worker_ready(*workers_[slot]);
   }
   static void tell(ProcessCounters& counters, std::uint64_t record) {
