@@ -1,8 +1,9 @@
-#include "acceptor/dispatcher.hpp"
+#include <signal.h>
 
 #include <algorithm>
-#include <optional>
+#include <utility>
 
+#include "acceptor/dispatcher_channel.hpp"
 #include "ipc/syscall.hpp"
 
 namespace c10k {
@@ -16,182 +17,9 @@ constexpr std::int64_t longest_look_ns = 64'000'000;
 
 }  // namespace
 
-/// A worker's channel: what has been sent through it and not been seen to arrive.
-class Dispatcher::Channel : public EventHandler {
- public:
-  Channel(Dispatcher& dispatcher, WorkerProcess& worker)
-      : dispatcher_(dispatcher), worker_(worker) {}
-  ~Channel() override { unwatch(); }
-
-  void become_ready() { attention_.emplace(*worker_.sink, dispatcher_.loop_); }
-  [[nodiscard]] bool ready() const { return attention_.has_value(); }
-  [[nodiscard]] bool eligible() const {
-    // What one worker counts must not overtake itself in its record of what it has consumed.
-    const std::size_t on_their_way =
-        dispatcher_.shared_channel_ ? dispatcher_.kept_.size() : in_flight_ + batch_.size();
-    return ready() && !blocked_ && on_their_way < max_outstanding;
-  }
-  /// It has refused something for want of a descriptor, and none of its connections has ended since.
-  [[nodiscard]] bool full() const {
-    return full_ && worker_.counters().finished.get() == finished_when_full_;
-  }
-  /// Handed to the worker and not ended, as far as its counters say by now.
-  [[nodiscard]] std::uint64_t open() const {
-    const std::uint64_t begun = in_flight_ + batch_.size() + seen_;
-    const std::uint64_t ended =
-        worker_.counters().refused.get() + worker_.counters().finished.get();
-    return begun > ended ? begun - ended : 0;
-  }
-
-  void add(Received connection) {
-    const Received& kept = dispatcher_.kept_.keep(std::move(connection), worker_.slot);
-    batch_.push_back({kept.fd.get(), kept.tag});
-  }
-
-  /// Sends the batch. What was not taken goes back to the front of what waits, in its order.
-  std::size_t send() {
-    if (batch_.empty()) return 0;
-    const SendResult result = worker_.sink->send(batch_);
-    for (std::size_t i = batch_.size(); i > result.taken; --i)
-      dispatcher_.pending_.push_front(dispatcher_.kept_.take(batch_[i - 1].tag.copy));
-    if (!dispatcher_.shared_channel_) in_flight_ += result.taken;
-    batch_.clear();
-    if (result.error != 0) ++dispatcher_.counts_.errors[result.error];
-    if (result.state != c10k::Channel::more) block(result.state);
-    starved_ = result.state == c10k::Channel::starved;
-    return result.taken;
-  }
-
-  /// Closes the copies of what the worker has received, or retains them; gives back what it refused.
-  /// Returns how many left.
-  std::size_t collect(std::vector<Received>& refused, bool retain) {
-    ProcessCounters& counters = worker_.counters();
-    const std::uint64_t consumed = counters.consumed.get();
-    if (consumed == seen_ || consumed - seen_ > max_outstanding) return 0;
-    std::size_t left = 0;
-    while (seen_ < consumed) {
-      ++seen_;
-      const std::uint64_t record = counters.consumed_copies[seen_ % max_outstanding].get();
-      const std::uint64_t number = record & ~refused_flag;
-      const std::size_t channel = dispatcher_.kept_.channel_of(number);
-      // A worker has its say only about what was sent to it.
-      if (channel == KeptCopies::nowhere ||
-          (channel != worker_.slot && !dispatcher_.shared_channel_))
-        continue;
-      if (dispatcher_.kept_.is_retained(number)) continue;
-      if (!dispatcher_.shared_channel_) --in_flight_;
-      if ((record & refused_flag) != 0) {
-        refused.push_back(dispatcher_.kept_.take(number));
-        full_ = true;
-        finished_when_full_ = counters.finished.get();
-      } else {
-        ++received_;
-        if (!retain) {
-          dispatcher_.kept_.take(number);
-        } else if (dispatcher_.kept_.retained_open() < dispatcher_.most_retained_) {
-          dispatcher_.kept_.retain(number, worker_.slot);
-        } else {
-          dispatcher_.kept_.retain_number(number, worker_.slot);
-          ++dispatcher_.counts_.not_retained;
-        }
-      }
-      ++left;
-    }
-    if (!retain) counters.released.set(seen_);
-    return left;
-  }
-  /// Of a worker that has ended: it may have died between counting what it received and saying which.
-  /// The books go by what it said, as its connections do.
-  void settle_counters() { worker_.counters().received.set(received_); }
-
-  /// Closes the copies of what has ended in the worker. Returns how many.
-  std::size_t collect_ended() {
-    ProcessCounters& counters = worker_.counters();
-    const std::uint64_t ended = counters.ended.get();
-    if (ended == ended_seen_ || ended - ended_seen_ > max_outstanding) return 0;
-    std::size_t closed = 0;
-    while (ended_seen_ < ended) {
-      ++ended_seen_;
-      const std::uint64_t number = counters.ended_copies[ended_seen_ % max_outstanding].get();
-      if (!dispatcher_.kept_.is_retained(number) ||
-          dispatcher_.kept_.channel_of(number) != worker_.slot)
-        continue;
-      dispatcher_.kept_.take(number);
-      ++closed;
-    }
-    counters.ended_seen.set(ended_seen_);
-    return closed;
-  }
-  void release() { worker_.counters().released.set(seen_); }
-
-  void unblock() {
-    unwatch();
-    blocked_ = false;
-  }
-  [[nodiscard]] bool needs_timer() const { return blocked_ && !watching_; }
-  [[nodiscard]] bool starved() const { return starved_; }
-  [[nodiscard]] ConnectionSink& sink() { return *worker_.sink; }
-
-  /// Whether what this worker had pulled by the time of note_step() has been counted.
-  void note_step() { step_ = worker_.counters().receive_steps.get(); }
-  [[nodiscard]] bool has_counted() const {
-    return step_ % 2 == 0 || worker_.counters().receive_steps.get() != step_;
-  }
-
-  void on_ready(Readiness) override {
-    unblock();
-    dispatcher_.flush();
-  }
-
- private:
-  /// Lets the sink answer its worker.
-  class Attention : public EventHandler {
-   public:
-    Attention(ConnectionSink& sink, EventLoop& loop)
-        : sink_(sink), loop_(loop), fd_(sink.attention_fd()) {
-      if (fd_ >= 0) loop_.watch(fd_, {.read = true, .level = true}, *this);
-    }
-    ~Attention() override {
-      if (fd_ >= 0) loop_.forget(fd_, Removal::still_open);
-    }
-    void on_ready(Readiness) override { sink_.attend(); }
-
-   private:
-    ConnectionSink& sink_;
-    EventLoop& loop_;
-    int fd_;
-  };
-
-  void block(c10k::Channel state) {
-    // Closed: the pidfd will say so; until then nothing can be sent.
-    blocked_ = true;
-    if (state != c10k::Channel::would_block || worker_.sink->writable_fd() < 0) return;
-    dispatcher_.loop_.watch(worker_.sink->writable_fd(), {.write = true}, *this);
-    watching_ = true;
-  }
-  void unwatch() {
-    if (watching_) dispatcher_.loop_.forget(worker_.sink->writable_fd(), Removal::still_open);
-    watching_ = false;
-  }
-
-  Dispatcher& dispatcher_;
-  WorkerProcess& worker_;
-  std::optional<Attention> attention_;  // once it is ready
-  std::vector<Handover> batch_;
-  std::size_t in_flight_ = 0;  // of a channel of its own
-  std::uint64_t seen_ = 0;
-  std::uint64_t received_ = 0;  // those of them that were not refused
-  std::uint64_t ended_seen_ = 0;
-  std::uint64_t step_ = 0;
-  std::uint64_t finished_when_full_ = 0;
-  bool full_ = false;
-  bool blocked_ = false;
-  bool starved_ = false;
-  bool watching_ = false;
-};
-
 Dispatcher::Dispatcher(EventLoop& loop, std::size_t workers, const PolicyEntry& policy,
-                       const MethodFacts& method, Retain retain, std::size_t most_retained)
+                       const MethodFacts& method, Retain retain, std::size_t most_retained,
+                       std::size_t most_per_worker)
     : loop_(loop),
       policy_entry_(policy),
       policy_(policy.make()),
@@ -199,11 +27,13 @@ Dispatcher::Dispatcher(EventLoop& loop, std::size_t workers, const PolicyEntry& 
       copies_are_whole_(method.why_not_retained() == nullptr),
       retain_(retain),
       most_retained_(most_retained),
+      most_per_worker_(most_per_worker),
       channels_(workers),
       loads_(workers) {
   counts_.handed.resize(workers);
   counts_.taken_back.resize(workers);
   counts_.rescued.resize(workers);
+  counts_.handed_back.resize(workers);
 }
 
 Dispatcher::~Dispatcher() {
@@ -223,11 +53,12 @@ void Dispatcher::worker_ended(WorkerProcess& worker) {
   Channel* channel = channels_[worker.slot].get();
   if (channel == nullptr) return;
   std::vector<Received> again;
+  const std::uint64_t ended = channel->ended();
   // Of what it had received, the copies not closed yet may be fit for somebody else. (One that it had
   // served to its end is not: as long as there was a copy, it ended the connection by a shutdown.)
   channel->collect(again, copies_are_whole_);
+  channel->collect_ended(ended);
   channel->settle_counters();
-  channel->collect_ended();
   std::vector<Received> rescued = rescue(worker.slot);
   if (shared_channel_) {
     // What it was sent is anybody's. What it had pulled and not counted is not known yet.
@@ -337,6 +168,10 @@ bool Dispatcher::all_full() const {
 }
 
 void Dispatcher::flush() {
+  if (handing_on_) {
+    successor_->send(pending_);
+    return schedule();
+  }
   while (!pending_.empty() && !settling_) {
     // A full worker has fewer connections than the others: a policy that goes by load would choose it
     // again and again. When all are full they are asked nevertheless, and the attempts are counted.
@@ -387,8 +222,9 @@ std::size_t Dispatcher::collect_workers() {
   for (std::size_t slot = 0; slot < channels_.size(); ++slot) {
     if (!channels_[slot]) continue;
     std::vector<Received> refused;
+    const std::uint64_t ended = channels_[slot]->ended();
     moved += channels_[slot]->collect(refused, retain_ != Retain::none);
-    moved += channels_[slot]->collect_ended();
+    moved += channels_[slot]->collect_ended(ended);
     if (refused.empty()) continue;
     take_back(slot, refused);
     redeliver(slot, std::move(refused), true);
@@ -407,6 +243,7 @@ void Dispatcher::collect() {
   }
   settle();
   if (when_empty_ && in_hand_off() == 0) std::exchange(when_empty_, nullptr)();
+  if (when_gone_ && in_hand_off() == 0 && retained() == 0) std::exchange(when_gone_, nullptr)();
   schedule();
 }
 
@@ -446,7 +283,7 @@ void Dispatcher::shed_if_starved() {
 }
 
 std::size_t Dispatcher::in_hand_off() const {
-  return pending_.size() + kept_.size();
+  return pending_.size() + kept_.size() + on_their_way();
 }
 
 std::size_t Dispatcher::open() const {
@@ -469,6 +306,7 @@ void Dispatcher::abandon() {
   abandoning_ = true;
   counts_.abandoned += pending_.size();
   pending_.clear();
+  if (successor_) successor_->leave();
   if (when_empty_) std::exchange(when_empty_, nullptr)();
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "acceptor/dispatch_policy.hpp"
+#include "acceptor/hand_on.hpp"
 #include "acceptor/kept_copies.hpp"
 #include "acceptor/supervisor.hpp"
 #include "ipc/handoff.hpp"
@@ -22,6 +23,7 @@ struct DispatchCounts {
   std::vector<std::uint64_t> handed;      ///< by slot
   std::vector<std::uint64_t> taken_back;  ///< by slot: refused, or not received at a death
   std::vector<std::uint64_t> rescued;     ///< by slot: received, and alive after its worker's death
+  std::vector<std::uint64_t> handed_back;  ///< by slot: received, and given up alive
   std::uint64_t redelivered = 0;   ///< handed over again: refused, not yet received, or rescued
   std::uint64_t not_retained = 0;  ///< under --retain: no descriptor was left to keep a copy
   std::uint64_t shed = 0;          ///< closed after too many refusals, or for want of a resource
@@ -47,9 +49,11 @@ enum class Retain : std::uint8_t {
 class Dispatcher {
  public:
   /// Keeps `most_retained` copies of what lives in workers; a connection beyond that has none, as without
-  /// --retain.
+  /// --retain. Where the acceptor chooses the worker, none is handed more than `most_per_worker` that have
+  /// not ended (0: any number).
   Dispatcher(EventLoop& loop, std::size_t workers, const PolicyEntry& policy,
-             const MethodFacts& method, Retain retain, std::size_t most_retained);
+             const MethodFacts& method, Retain retain, std::size_t most_retained,
+             std::size_t most_per_worker = 0);
   ~Dispatcher();
   Dispatcher(const Dispatcher&) = delete;
   Dispatcher& operator=(const Dispatcher&) = delete;
@@ -82,6 +86,21 @@ class Dispatcher {
   /// Gives up: closes what waits, and what a channel holds when its worker ends without it.
   void abandon();
 
+  /// Another server has taken over: what waits, and what workers hand back, goes to it over this socket,
+  /// and no longer to workers, until that server ends.
+  void hand_on(OwnedFd successor);
+  /// Sent to it, and not known to be adopted.
+  [[nodiscard]] std::size_t on_their_way() const {
+    return successor_ ? successor_->on_their_way() : 0;
+  }
+  /// How many it has adopted.
+  [[nodiscard]] std::uint64_t handed_on() const { return successor_ ? successor_->adopted() : 0; }
+  /// Tells a worker of which connections there is a copy, before it gives up any.
+  void mark_retained(WorkerProcess& worker) const;
+  /// Calls `action` once when nothing is in the hand-off, and no connection of a worker is left that the
+  /// others could take over.
+  void when_gone(std::function<void()> action);
+
   /// With a shared channel it may receive from now on; nothing is sent for it before it is ready.
   void worker_started(WorkerProcess& worker);
   void worker_ready(WorkerProcess& worker);
@@ -110,12 +129,16 @@ class Dispatcher {
   bool copies_are_whole_;  // a copy is the connection, also when a worker has received it
   Retain retain_;
   std::size_t most_retained_;
+  std::size_t most_per_worker_;
   std::deque<Received> pending_;
   KeptCopies kept_;
   std::vector<std::unique_ptr<Channel>> channels_;  // by slot; null while the worker is dead
   std::vector<WorkerLoad> loads_;                   // by slot; kept to spare allocations
   DispatchCounts counts_;
   std::function<void()> when_empty_;
+  std::function<void()> when_gone_;
+  std::unique_ptr<HandOn> successor_;
+  bool handing_on_ = false;  // the successor lives
   bool abandoning_ = false;
   bool settling_ = false;  // a worker of a shared channel has died: nothing is sent for now
   std::vector<std::pair<std::uint32_t, std::uint64_t>> suspects_;  // copies it may have pulled, ids

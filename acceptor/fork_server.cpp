@@ -89,6 +89,8 @@ int run_child(Received connection, const WorkerOptions& options, ProcessCounters
   shared.echoes.add_shared(own->echoes.get());
   shared.bytes.add_shared(own->bytes.get());
   shared.closed_idle.add_shared(own->closed_idle.get());
+  shared.closed_silent.add_shared(own->closed_silent.get());
+  shared.closed_stalled.add_shared(own->closed_stalled.get());
   shared.closed_draining.add_shared(own->closed_draining.get());
   for (std::size_t error = 0; error < ErrorTally::limit; ++error) {
     if (const auto count = own->errors[error].get(); count != 0)
@@ -106,7 +108,7 @@ class ForkServer : public EventHandler {
         frame_(options),
         counters_(2),
         reader_(frame_.listener(), options.accept_drain, 1),
-        signals_(loop_, {SIGTERM, SIGINT, SIGUSR1, SIGCHLD},
+        signals_(loop_, {SIGTERM, SIGINT, SIGUSR1, SIGHUP, SIGCHLD},
                  [this](int number) { on_signal(number); }) {
     if (const std::size_t asked = options.worker.max_connections; asked != 0) {
       if (asked > cap_.processes) {
@@ -126,8 +128,15 @@ class ForkServer : public EventHandler {
 
   int run() {
     loop_.watch(frame_.listener(), {.read = true, .level = true}, *this);
+    // Before the first child, which inherits it and asks for its parent's death signal afterwards.
+    if (options_.user) {
+      become(*options_.user);
+      forbid_other_calls(options_.worker.allowed_calls);
+    }
     ::getrusage(RUSAGE_SELF, &acceptor().at_ready);
-    frame_.announce(loop_, [this] { return report(); });
+    frame_.announce(loop_, {.report = [this] { return report(); },
+                            .retire = [this](bool) { retire(); },
+                            .look_again = [] {}});
     loop_.run();
     frame_.write_report();
     return 0;
@@ -169,6 +178,7 @@ class ForkServer : public EventHandler {
             fork_process([&] { return run_child(std::move(next), options_.worker, of_children()); },
                          {&fd, 1}, SIGTERM);
         children_.insert(pid);
+        if (draining_) ::kill(pid, SIGTERM);
       } catch (const SystemError& error) {
         acceptor().errors.add(error.code().value());
         return pause();
@@ -179,9 +189,9 @@ class ForkServer : public EventHandler {
   }
 
   void pause() {
-    if (paused_ || draining_) return;
+    if (paused_) return;
     paused_ = true;
-    loop_.change(frame_.listener(), {.level = true});
+    if (!draining_) loop_.change(frame_.listener(), {.level = true});
     loop_.after(pause_ns, [this] {
       paused_ = false;
       start_held();
@@ -192,6 +202,8 @@ class ForkServer : public EventHandler {
   void on_signal(int number) {
     if (number == SIGUSR1) return frame_.try_write_report();
     if (number == SIGCHLD) return reap();
+    if (number == SIGHUP) return frame_.start_successor();
+    frame_.stop_upgrades();
     const bool again = draining_;
     if (!draining_) {
       // What has completed its handshake by now is still served.
@@ -201,20 +213,36 @@ class ForkServer : public EventHandler {
         before = acceptor().accepted.get();
         on_ready({});
       } while (acceptor().accepted.get() != before && before < last);
-      draining_ = true;
-      loop_.forget(frame_.listener(), Removal::closing);
-      frame_.close_listener();
+      stop_accepting();
     }
     // Not reaped, so the numbers are theirs.
     for (const pid_t pid : children_) ::kill(pid, again ? SIGQUIT : SIGTERM);
     stop_if_done();
   }
 
+  /// A successor accepts by now.
+  void retire() {
+    stop_accepting();
+    frame_.upgrade()->left();
+    for (const pid_t pid : children_) ::kill(pid, SIGTERM);
+    stop_if_done();
+  }
+
+  void stop_accepting() {
+    draining_ = true;
+    // The successor may hold the open file: closing would not end its events.
+    loop_.forget(frame_.listener(), Removal::still_open);
+    frame_.close_listener();
+  }
+
   void reap() {
     while (true) {
       const auto [pid, exit] = reap_any_child();
       if (pid == 0) break;
-      children_.erase(pid);
+      if (children_.erase(pid) == 0) {
+        if (frame_.upgrade() != nullptr) (void)frame_.upgrade()->reaped(pid, exit);
+        continue;
+      }
       usage_.add(exit.usage, rusage{});
       if (exit.clean()) {
         of_children().finished.add();
@@ -227,7 +255,8 @@ class ForkServer : public EventHandler {
   }
 
   void stop_if_done() {
-    if (draining_ && children_.empty()) loop_.stop();
+    // What has been accepted and has no process yet gets one first.
+    if (draining_ && held_.empty() && children_.empty()) loop_.stop();
   }
 
   ServerReport report() {

@@ -39,6 +39,11 @@ class KeptCopies {
     return entries_[number].connection.tag.id;
   }
 
+  /// The copy itself, which stays here.
+  [[nodiscard]] const Received& connection(std::uint64_t number) const {
+    return entries_[number].connection;
+  }
+
   /// The connection has arrived at the worker of a channel and is kept for as long as it lives there.
   void retain(std::uint64_t number, std::size_t channel) {
     entries_[number].channel = channel;
@@ -53,6 +58,10 @@ class KeptCopies {
   }
   [[nodiscard]] bool is_retained(std::uint64_t number) const {
     return number < entries_.size() && entries_[number].retained;
+  }
+  /// Whether there is a descriptor, not only the number.
+  [[nodiscard]] bool is_open(std::uint64_t number) const {
+    return static_cast<bool>(entries_[number].connection.fd);
   }
   [[nodiscard]] std::size_t retained() const { return retained_; }
   /// Those of them that are a descriptor.

@@ -56,6 +56,7 @@ nlohmann::json method_rows() {
                     {"syscalls", facts.syscalls},
                     {"isolation", facts.isolation},
                     {"after_death", facts.after_death},
+                    {"needs_trust", facts.needs_trust},
                     {"kernel_dispatches", facts.kernel_dispatches},
                     {"connections_stay", facts.connections_stay},
                     {"why_not_retained", retained == nullptr ? "" : retained},
@@ -104,6 +105,7 @@ void print_rows(const char* title, const nlohmann::json& rows) {
     print_wrapped("      system calls", text("syscalls"));
     print_wrapped("      isolation", text("isolation"));
     print_wrapped("      after a death", text("after_death"));
+    print_wrapped("      no --user", text("needs_trust"));
   }
 }
 

@@ -22,6 +22,14 @@ Retain retain_of(const ServerOptions& options) {
   return options.worker.echo.close_after_echo ? Retain::untouched : Retain::between_requests;
 }
 
+/// How long a silent client is kept before its connection is handed over. No byte moves meanwhile, so the
+/// shorter one comes first.
+std::int64_t gate_timeout_ns(const EchoOptions& echo) {
+  const std::int64_t idle = echo.idle_timeout_ns;
+  const std::int64_t first = echo.first_byte_timeout_ns;
+  return idle == 0 || (first != 0 && first <= idle) ? first : idle;
+}
+
 /// The rest of the descriptors is for what is on its way: a server that has retained them all could hand
 /// over nothing more.
 std::size_t most_retained_of(const ServerOptions& options) {
@@ -50,11 +58,12 @@ class PoolServer : public EventHandler {
                          },
                      .all_ended = [this] { loop_.stop(); }}),
         dispatcher_(loop_, options.workers, *options.policy, facts_, retain_of(options),
-                    most_retained_of(options)),
-        gate_(loop_, options.worker.echo.idle_timeout_ns,
+                    most_retained_of(options), options.worker.max_connections_per_worker),
+        gate_(loop_, gate_timeout_ns(options.worker.echo),
               {.pass = [this](Received connection) { pass(std::move(connection)); },
                .timed_out = [this](Received) { count_timed_out(); }}),
-        signals_(loop_, {SIGTERM, SIGINT, SIGUSR1}, [this](int number) { on_signal(number); }) {}
+        signals_(loop_, {SIGTERM, SIGINT, SIGUSR1, SIGHUP},
+                 [this](int number) { on_signal(number); }) {}
 
   int run() {
     // Before a timer or thread of this process exists, so that the children inherit as little as
@@ -81,11 +90,27 @@ class PoolServer : public EventHandler {
     if (announced_ || !supervisor_.all_ready()) return;
     announced_ = true;
     ::getrusage(RUSAGE_SELF, &counters().at_ready);
-    if (!facts_.kernel_dispatches) {
-      loop_.watch(frame_.listener(), {.read = true, .level = true}, *this);
-      accepting_ = true;
-    }
-    frame_.announce(loop_, [this] { return report(); });
+    ServerFrame::Hooks hooks{.report = [this] { return report(); },
+                             .retire = [this](bool adopts) { retire(adopts); },
+                             .look_again = [this] { look_again(); }};
+    if (!facts_.kernel_dispatches) hooks.adopt = [this](OwnedFd fd) { adopt(std::move(fd)); };
+    frame_.announce(loop_, std::move(hooks));
+    if (facts_.kernel_dispatches) return supervisor_.look_again();
+    loop_.watch(frame_.listener(), {.read = true, .level = true}, *this);
+    accepting_ = true;
+  }
+
+  /// The server that was taken over has stopped looking at the listeners. (This process's own wait for its
+  /// listener is not exclusive, and misses nothing.)
+  void look_again() {
+    if (facts_.kernel_dispatches) supervisor_.look_again();
+  }
+
+  /// A live connection of the server that was taken over.
+  void adopt(OwnedFd fd) {
+    counters().adopted.add();
+    dispatcher_.add({std::move(fd), reader_.next_tag()});
+    passed_ = true;
   }
 
   void worker_ended(WorkerProcess& worker) {
@@ -100,8 +125,10 @@ class PoolServer : public EventHandler {
 
   /// It ends here, having been served nothing: as a worker counts a silent client.
   void count_timed_out() {
+    const EchoOptions& echo = options_.worker.echo;
     counters().finished.add();
-    counters().closed_idle.add();
+    const bool by_idle = gate_timeout_ns(echo) == echo.idle_timeout_ns;
+    (by_idle ? counters().closed_idle : counters().closed_silent).add();
   }
 
   std::size_t room() const {
@@ -109,9 +136,10 @@ class PoolServer : public EventHandler {
     const auto left = [](std::size_t most, std::size_t now) { return most > now ? most - now : 0; };
     const std::size_t fit = left(options_.most_in_hand_off,
                                  dispatcher_.in_hand_off() + dispatcher_.retained() + gate_.size());
-    const std::size_t most = options_.worker.max_connections;
-    const std::size_t allowed = most == 0 ? fit : left(most, dispatcher_.open() + gate_.size());
-    return std::min({batch_.size(), fit, allowed});
+    const std::size_t open = dispatcher_.open() + gate_.size();
+    const auto allowed = [&](std::size_t most) { return most == 0 ? fit : left(most, open); };
+    return std::min({batch_.size(), fit, allowed(options_.worker.max_connections),
+                     allowed(options_.worker.max_connections_per_worker * options_.workers)});
   }
 
   void accept_batch() {
@@ -159,6 +187,7 @@ class PoolServer : public EventHandler {
       if (announced_) frame_.try_write_report();
       return;
     }
+    if (number == SIGHUP) return frame_.start_successor();
     if (!announced_) {  // not yet started: nothing is served, so there is nothing to drain
       supervisor_.stop();
       supervisor_.stop();
@@ -172,12 +201,45 @@ class PoolServer : public EventHandler {
   void drain() {
     if (draining_) return give_up();
     draining_ = true;
+    frame_.stop_upgrades();
     gate_.open();
     dispatcher_.flush();
     loop_.after(options_.worker.drain_timeout_ns, [this] { give_up(); });
     if (!accepting_) return stop_accepting();
     last_accept_ = counters().accepted.get() + accept_queue(frame_.listener()).length;
     accept_batch();
+  }
+
+  /// A successor is ready. What waits in the accept queues is its own.
+  void retire(bool adopts) {
+    draining_ = true;
+    loop_.after(options_.worker.drain_timeout_ns, [this] {
+      give_up();
+      supervisor_.stop();  // and at once
+    });
+    if (accepting_) loop_.forget(frame_.listener(), Removal::still_open);
+    accepting_ = false;
+    if (facts_.kernel_dispatches) {
+      return supervisor_.retire([this] {
+        frame_.upgrade()->left();
+        close_listeners();
+      });
+    }
+    frame_.upgrade()->left();
+    close_listeners();
+    const bool moves = adopts && options_.retain;
+    if (moves) dispatcher_.hand_on(frame_.upgrade()->take_channel());
+    gate_.open();
+    dispatcher_.flush();
+    dispatcher_.when_empty([this, moves] {
+      if (!moves) return stop_workers();
+      // All are in workers now, and each of those comes back that stands between requests.
+      for (std::size_t slot = 0; slot < supervisor_.size(); ++slot) {
+        if (WorkerProcess* worker = supervisor_.worker(slot)) dispatcher_.mark_retained(*worker);
+      }
+      supervisor_.retire([] {});
+      dispatcher_.when_gone([this] { stop_workers(); });
+    });
   }
 
   void stop_accepting() {
@@ -226,11 +288,13 @@ class PoolServer : public EventHandler {
     rusage usage{};
     ::getrusage(RUSAGE_SELF, &usage);
     acceptor.add(usage, counters().at_ready);
-    result.in_hand_off = dispatcher_.waiting() + gate_.size();
+    acceptor.handed_on = dispatcher_.handed_on();
+    result.in_hand_off = dispatcher_.waiting() + dispatcher_.on_their_way() + gate_.size();
     for (ProcessTotals& worker : supervisor_.totals()) {
       acceptor.handed += dispatched.handed[worker.slot];
-      result.in_hand_off +=
-          dispatched.handed[worker.slot] - dispatched.taken_back[worker.slot] - worker.received;
+      result.in_hand_off += dispatched.handed[worker.slot] - dispatched.taken_back[worker.slot] -
+                            worker.received + worker.handed_back -
+                            dispatched.handed_back[worker.slot];
       worker.lost -= std::min(worker.lost, dispatched.rescued[worker.slot]);
       result.processes.push_back(std::move(worker));
     }

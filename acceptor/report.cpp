@@ -18,8 +18,19 @@
 namespace c10k {
 namespace {
 
-std::int64_t microseconds(const timeval& time) {
-  return std::int64_t{time.tv_sec} * 1'000'000 + time.tv_usec;
+/// What was used since: `since` is a worker's own word, so anything may stand there.
+std::int64_t used(std::int64_t now, std::int64_t since) {
+  return since >= 0 && since <= now ? now - since : now;
+}
+
+std::int64_t used_us(const timeval& now, const timeval& since) {
+  constexpr std::int64_t most_s = 1'000'000'000;  // beyond it, microseconds would not fit either
+  const auto us = [](const timeval& time) {
+    const bool possible =
+        time.tv_sec >= 0 && time.tv_sec < most_s && time.tv_usec >= 0 && time.tv_usec < 1'000'000;
+    return possible ? std::int64_t{time.tv_sec} * 1'000'000 + time.tv_usec : -1;
+  };
+  return used(us(now), us(since));
 }
 
 }  // namespace
@@ -29,10 +40,15 @@ void ProcessTotals::add(const ProcessCounters& counters, bool alive) {
   // between then stands in the books as open, and they balance while the process runs.
   const std::uint64_t redelivered_now = counters.finished_redelivered.get();
   const std::uint64_t finished_now = counters.finished.get();
+  const std::uint64_t handed_back_now = counters.handed_back.get();
   const std::uint64_t shed_now = counters.shed.get();
   const std::uint64_t accepted_now = counters.accepted.get();
   const std::uint64_t received_now = counters.received.get();
-  (alive ? active : lost) += received_now + accepted_now - shed_now - finished_now;
+  const std::uint64_t adopted_now = counters.adopted.get();
+  (alive ? active : lost) +=
+      received_now + accepted_now + adopted_now - shed_now - finished_now - handed_back_now;
+  adopted += adopted_now;
+  handed_back += handed_back_now;
   finished += finished_now;
   finished_redelivered += redelivered_now;
   accepted += accepted_now;
@@ -40,6 +56,8 @@ void ProcessTotals::add(const ProcessCounters& counters, bool alive) {
   refused += counters.refused.get();
   shed += shed_now;
   closed_idle += counters.closed_idle.get();
+  closed_silent += counters.closed_silent.get();
+  closed_stalled += counters.closed_stalled.get();
   closed_draining += counters.closed_draining.get();
   queue_peak = std::max(queue_peak, counters.queue_peak.get());
   echoes += counters.echoes.get();
@@ -52,16 +70,19 @@ void ProcessTotals::add(const ProcessCounters& counters, bool alive) {
 }
 
 void ProcessTotals::add(const rusage& usage, const rusage& since) {
-  user_us += microseconds(usage.ru_utime) - microseconds(since.ru_utime);
-  system_us += microseconds(usage.ru_stime) - microseconds(since.ru_stime);
-  voluntary_switches += usage.ru_nvcsw - since.ru_nvcsw;
-  involuntary_switches += usage.ru_nivcsw - since.ru_nivcsw;
+  user_us += used_us(usage.ru_utime, since.ru_utime);
+  system_us += used_us(usage.ru_stime, since.ru_stime);
+  voluntary_switches += used(usage.ru_nvcsw, since.ru_nvcsw);
+  involuntary_switches += used(usage.ru_nivcsw, since.ru_nivcsw);
   max_rss_bytes = std::max<std::int64_t>(max_rss_bytes, usage.ru_maxrss * 1024L);
 }
 
 void ProcessTotals::add(const ProcessTotals& other) {
   restarts += other.restarts;
   accepted += other.accepted;
+  adopted += other.adopted;
+  handed_back += other.handed_back;
+  handed_on += other.handed_on;
   handed += other.handed;
   received += other.received;
   refused += other.refused;
@@ -72,6 +93,8 @@ void ProcessTotals::add(const ProcessTotals& other) {
   finished_redelivered += other.finished_redelivered;
   lost += other.lost;
   closed_idle += other.closed_idle;
+  closed_silent += other.closed_silent;
+  closed_stalled += other.closed_stalled;
   closed_draining += other.closed_draining;
   queue_peak = std::max(queue_peak, other.queue_peak);
   echoes += other.echoes;
@@ -96,6 +119,7 @@ nlohmann::json ProcessTotals::to_json() const {
                          {"pid", pid},
                          {"restarts", restarts},
                          {"accepted", accepted},
+                         {"adopted", adopted},
                          {"handed", handed},
                          {"received", received},
                          {"refused", refused},
@@ -104,7 +128,11 @@ nlohmann::json ProcessTotals::to_json() const {
                          {"active", active},
                          {"finished", finished},
                          {"lost", lost},
+                         {"handed_back", handed_back},
+                         {"handed_on", handed_on},
                          {"closed_idle", closed_idle},
+                         {"closed_silent", closed_silent},
+                         {"closed_stalled", closed_stalled},
                          {"closed_draining", closed_draining},
                          {"echoes", echoes},
                          {"bytes", bytes},
@@ -196,8 +224,9 @@ nlohmann::json ServerReport::to_json() const {
   totals["worker_cpu_us"] = worker_cpu_us;
 
   const std::uint64_t served = all.finished - all.finished_redelivered;
-  const bool balanced = all.accepted == served + all.finished_redelivered + all.shed + all.lost +
-                                            all.active + in_hand_off;
+  const bool balanced = all.accepted + all.adopted == served + all.finished_redelivered + all.shed +
+                                                          all.lost + all.handed_on + all.active +
+                                                          in_hand_off;
   const nlohmann::json balance = {
       {"connections", balance_of(processes,
                                  [](const ProcessTotals& worker) {
@@ -225,10 +254,12 @@ nlohmann::json ServerReport::to_json() const {
                          {"totals", std::move(totals)},
                          {"books",
                           {{"accepted", all.accepted},
+                           {"adopted", all.adopted},
                            {"served", served},
                            {"redelivered_and_served", all.finished_redelivered},
                            {"shed", all.shed},
                            {"lost", all.lost},
+                           {"handed_on", all.handed_on},
                            {"active", all.active},
                            {"in_hand_off", in_hand_off},
                            {"balanced", balanced}}},

@@ -25,6 +25,7 @@ struct ProcessTotals {
   std::uint64_t restarts = 0;
 
   std::uint64_t accepted = 0;
+  std::uint64_t adopted = 0;  ///< taken over alive from the server before this one
   std::uint64_t handed = 0;
   std::uint64_t received = 0;
   std::uint64_t refused = 0;
@@ -33,8 +34,12 @@ struct ProcessTotals {
   std::uint64_t active = 0;
   std::uint64_t finished = 0;
   std::uint64_t finished_redelivered = 0;
-  std::uint64_t lost = 0;  ///< held by a process that died
+  std::uint64_t lost = 0;         ///< held by a process that died
+  std::uint64_t handed_back = 0;  ///< given up alive by a worker
+  std::uint64_t handed_on = 0;    ///< and taken over by the server after this one
   std::uint64_t closed_idle = 0;
+  std::uint64_t closed_silent = 0;   ///< by --first-byte-timeout
+  std::uint64_t closed_stalled = 0;  ///< by --write-timeout
   std::uint64_t closed_draining = 0;
   std::uint64_t queue_peak = 0;
   std::uint64_t echoes = 0;

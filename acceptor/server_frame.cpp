@@ -6,7 +6,7 @@
 namespace c10k {
 namespace {
 
-OwnedFd open_listener(const ServerOptions& options) {
+OwnedFd open_new_listener(const ServerOptions& options) {
   try {
     return listen_tcp(options.listen, options.listener);
   } catch (const SystemError& error) {
@@ -24,13 +24,58 @@ OwnedFd open_listener(const ServerOptions& options) {
 ServerFrame::ServerFrame(const ServerOptions& options)
     : options_(options),
       file_(options.report_file),
-      listener_(open_listener(options)),
+      take_over_(options.take_over.empty() ? nullptr
+                                           : std::make_unique<TakeOver>(options.take_over)),
+      listener_(open_listener()),
       address_(SocketAddress::local(listener_.get())),
       queue_(accept_queue(listener_.get())),
       started_ns_(monotonic_ns()) {}
 
-void ServerFrame::announce(Loop& loop, std::function<ServerReport()> report) {
-  report_ = std::move(report);
+OwnedFd ServerFrame::open_listener() {
+  if (!take_over_) return open_new_listener(options_);
+  std::vector<OwnedFd> all = take_over_->listeners(listening(), options_.listen);
+  if (options_.method.method)
+    return options_.method.method->adopt_listeners(std::move(all), options_.listener);
+  if (all.size() != 1) throw std::runtime_error("--take-over: more listeners than one");
+  return std::move(all[0]);
+}
+
+std::string ServerFrame::listening() const {
+  return options_.method.method ? options_.method.method->listening(options_.workers)
+                                : "one listener";
+}
+
+std::vector<int> ServerFrame::listeners() const {
+  if (options_.method.method) return options_.method.method->listeners(listener_.get());
+  return {listener_.get()};
+}
+
+void ServerFrame::claim_listeners() {
+  if (options_.method.method) options_.method.method->claim_listeners(options_.listener);
+}
+
+void ServerFrame::announce(Loop& loop, Hooks hooks) {
+  hooks_ = std::move(hooks);
+  // At once in the place of the old server's. What may fail comes before the point of no return.
+  auto control =
+      options_.control.empty() ? nullptr : std::make_unique<ControlSocket>(options_.control);
+  if (take_over_) {
+    claim_listeners();
+    take_over_->commit(loop, {.left = [this] { hooks_.look_again(); }, .adopt = hooks_.adopt});
+    // A worker that the old server has replaced meanwhile has brought its program with it.
+    claim_listeners();
+  }
+  // Of a listener that has listened before, this sets the backlog. (Of a method with listeners of its own
+  // it listens no more.)
+  if (is_tcp_listener(listener_.get())) {
+    checked([&] { return ::listen(listener_.get(), options_.listener.backlog); }, "listen {}",
+            address_.text());
+    queue_ = accept_queue(listener_.get());
+  }
+  upgrade_ = std::make_unique<Upgrade>(loop, options_, std::move(control), listening(),
+                                       Upgrade::Hooks{.listeners = [this] { return listeners(); },
+                                                      .retire = hooks_.retire,
+                                                      .reclaim = [this] { claim_listeners(); }});
   fmt::print("listening {}\n", address_.text());
   std::fflush(stdout);
   if (options_.stats_interval_ns != 0) {
@@ -38,8 +83,13 @@ void ServerFrame::announce(Loop& loop, std::function<ServerReport()> report) {
   }
 }
 
+void ServerFrame::start_successor() {
+  if (upgrade_) return upgrade_->start_successor();
+  fmt::print(stderr, "c10k-server: SIGHUP: this server is not ready itself yet: ignored\n");
+}
+
 ServerReport ServerFrame::full_report() const {
-  ServerReport report = report_();
+  ServerReport report = hooks_.report();
   report.options = options_.to_json();
   report.uptime_s = static_cast<double>(monotonic_ns() - started_ns_) / 1e9;
   report.address = address_.text();

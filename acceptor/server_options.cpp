@@ -7,6 +7,7 @@
 #include "acceptor/dispatch_policy.hpp"
 #include "acceptor/server_run.hpp"
 #include "ipc/command_line.hpp"
+#include "ipc/control_socket.hpp"
 #include "ipc/process.hpp"
 #include "ipc/usage.hpp"
 
@@ -44,6 +45,9 @@ po::options_description describe() {
       "pool: kill and replace a worker that has work and stands still for S seconds (20 times as "
       "long "
       "when it is running); 0: never (default 0.4)")(
+      "max-connections-per-worker", optional("N"),
+      "pool: open at once in one worker; others get the rest, or it waits in the accept queue; 0: "
+      "no limit (default 0)")(
       "hand-off-at", optional("WHEN"),
       "pool: accept | first-byte (once it is readable, as the original experiment does) "
       "(default accept)")(
@@ -57,17 +61,48 @@ po::options_description describe() {
       "open at once, the rest waits in the accept queue; 0: no limit (fork: what the machine "
       "allows)")("idle-timeout", text("S", "0"),
                  "close a connection on which no byte has moved for S seconds; 0: never")(
+      "first-byte-timeout", text("S", "0"),
+      "close a connection that brings no byte within S seconds; 0: never")(
+      "write-timeout", text("S", "0"),
+      "close a connection whose client takes nothing of a waiting echo for S seconds; 0: never")(
       "close-after-echo", "one echo, then close (what the original experiment does)")(
       "service-time", text("SPEC", "0"),
       "CPU burnt per request: 0 | fixed:US | exp:US | bimodal:US,US,P (the second with probability "
       "P)")(
       "drain-timeout", text("S", "5"),
       "after SIGTERM or SIGINT: how long clients may take to finish; a second signal ends it")(
-      "report", optional("FILE"), "JSON at exit and on SIGUSR1 (- is stdout)")(
+      "user", optional("NAME"),
+      "name or uid: whoever reads clients' bytes (the workers of a pool, else the server once it "
+      "listens) becomes this user and may call only what serving needs (seccomp)")(
+      "control", optional("PATH"),
+      "a socket, mode 0600, at which a new server can take this one over")(
+      "take-over", optional("PATH"),
+      "take the listeners, and the connections that it retains, from the running server with that "
+      "--control; it drains when this one is ready. SIGHUP starts the same program anew in this "
+      "way")("report", optional("FILE"),
+             "JSON at exit and on SIGUSR1 (- is stdout); %p is the process's number")(
       "stats-interval", text("S", "0"), "a line to stderr every S seconds; 0: none")(
       "list", "list strategies, loops, methods and policies: available here, or why not")(
       "json", "with --list: as JSON");
   return options;
+}
+
+/// Whom to become, and what is left to call then.
+void resolve_user(ServerOptions& options, const std::string& text) {
+  const MethodFacts* facts = options.method.entry;
+  if (facts != nullptr && !facts->needs_trust.empty())
+    throw UsageError(fmt::format("--user: not with {}: {}", facts->name, facts->needs_trust));
+  options.user = parse_user("--user", text);
+  if (const std::string reason = why_no_filter(); !reason.empty())
+    throw UsageError(fmt::format("--user: {}", reason));
+  CallGroups& calls = options.worker.allowed_calls;
+  calls = {CallGroup::serve};
+  const auto add = [&](const CallGroups& more) {
+    calls.insert(calls.end(), more.begin(), more.end());
+  };
+  add(options.strategy->calls);
+  if (options.loop != nullptr) add(options.loop->calls);
+  if (facts != nullptr) add(facts->worker_calls);
 }
 
 }  // namespace
@@ -84,8 +119,8 @@ std::optional<ServerOptions> parse_server_options(int argc, char** argv) {
 
   options.strategy = &find_strategy(line->text("strategy"));
   const bool pool = options.strategy->name == "pool";
-  for (const char* name :
-       {"loop", "ipc", "workers", "dispatch", "hand-off-at", "retain", "worker-deadline"}) {
+  for (const char* name : {"loop", "ipc", "workers", "dispatch", "hand-off-at", "retain",
+                           "worker-deadline", "max-connections-per-worker"}) {
     if (!pool && line->has(name))
       throw UsageError(fmt::format("--{} goes with --strategy pool", name));
   }
@@ -100,11 +135,22 @@ std::optional<ServerOptions> parse_server_options(int argc, char** argv) {
   options.worker.max_connections =
       static_cast<std::size_t>(line->integer("max-connections", 0, 100'000'000));
   options.worker.echo.idle_timeout_ns = line->seconds_ns("idle-timeout", 0, 86400);
+  options.worker.echo.first_byte_timeout_ns = line->seconds_ns("first-byte-timeout", 0, 86400);
+  options.worker.echo.write_timeout_ns = line->seconds_ns("write-timeout", 0, 86400);
   options.worker.echo.close_after_echo = line->has("close-after-echo");
   options.worker.echo.service_time =
       ServiceTime::parse("--service-time", line->text("service-time"));
   options.worker.drain_timeout_ns = line->seconds_ns("drain-timeout", 0, 86400);
   options.report_file = or_default("report", "");
+  for (auto at = options.report_file.find("%p"); at != std::string::npos;
+       at = options.report_file.find("%p")) {
+    options.report_file.replace(at, 2, fmt::format("{}", ::getpid()));
+  }
+  options.command.assign(argv, argv + argc);
+  options.executable = path_of_this_program();
+  options.control = or_default("control", "");
+  options.take_over = or_default("take-over", "");
+  if (!options.control.empty()) ControlSocket::check(options.control, !options.take_over.empty());
   options.stats_interval_ns = line->seconds_ns("stats-interval", 0, 86400);
   if (options.stats_interval_ns != 0 && options.stats_interval_ns < 10'000'000) {
     throw UsageError("--stats-interval: give 0, or at least 0.01 seconds");
@@ -132,6 +178,9 @@ std::optional<ServerOptions> parse_server_options(int argc, char** argv) {
     options.worker_deadline_ns = line->has("worker-deadline")
                                      ? line->seconds_ns("worker-deadline", 0, 86400)
                                      : default_worker_deadline_ns;
+    if (line->has("max-connections-per-worker"))
+      options.worker.max_connections_per_worker =
+          static_cast<std::size_t>(line->integer("max-connections-per-worker", 0, 100'000'000));
     options.retain = line->has("retain");
     options.worker.echo.report_ended = options.retain;
     if (const char* reason = facts.why_not_retained(); options.retain && reason != nullptr)
@@ -140,6 +189,8 @@ std::optional<ServerOptions> parse_server_options(int argc, char** argv) {
   } else if (options.strategy->name != "fork") {
     options.loop = &find_loop(options.strategy->name);
   }
+
+  if (line->has("user")) resolve_user(options, line->text("user"));
 
   // A descriptor for each connection, and some for the server's own use.
   const std::size_t limit = raise_descriptor_limit();
@@ -170,14 +221,20 @@ nlohmann::json ServerOptions::to_json() const {
                          {"accept_drain", accept_drain ? "all" : "one"},
                          {"max_connections", worker.max_connections},
                          {"idle_timeout_s", seconds(worker.echo.idle_timeout_ns)},
+                         {"first_byte_timeout_s", seconds(worker.echo.first_byte_timeout_ns)},
+                         {"write_timeout_s", seconds(worker.echo.write_timeout_ns)},
                          {"close_after_echo", worker.echo.close_after_echo},
                          {"service_time", worker.echo.service_time.text()},
-                         {"drain_timeout_s", seconds(worker.drain_timeout_ns)}};
+                         {"drain_timeout_s", seconds(worker.drain_timeout_ns)},
+                         {"control", control},
+                         {"take_over", take_over}};
+  if (user) json["user"] = user->name;
   if (loop != nullptr) json["loop"] = loop->name;
   if (method.entry != nullptr) {
     json["ipc"] = method.resolved;
     json["workers"] = workers;
     json["retain"] = retain;
+    json["max_connections_per_worker"] = worker.max_connections_per_worker;
     json["worker_deadline_s"] = seconds(worker_deadline_ns);
     json["hand_off_at"] = hand_off_at_first_byte ? "first-byte" : "accept";
     json["dispatch"] = method.entry->kernel_dispatches ? "kernel"

@@ -5,6 +5,7 @@
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "ipc/registry.hpp"
 #include "ipc/socket.hpp"
@@ -31,7 +32,12 @@ struct ServerOptions {
   bool accept_drain = true;
   std::size_t most_in_hand_off = 0;  ///< pool: what the descriptor limit leaves room for
   WorkerOptions worker;
-  std::string report_file;  ///< empty: none; "-": stdout
+  std::optional<UserIdentity> user;  ///< Whom the processes become that see clients' bytes.
+  std::string control;     ///< Where a successor can take this server over; empty: nowhere.
+  std::string take_over;   ///< PATH or fd:N of the server to take over; empty: none.
+  std::string executable;  ///< Where this program's file was when it started.
+  std::vector<std::string> command;  ///< argv
+  std::string report_file;           ///< empty: none; "-": stdout
   std::int64_t stats_interval_ns = 0;
   bool list = false;
   bool list_json = false;

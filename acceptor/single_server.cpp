@@ -10,12 +10,17 @@ namespace c10k {
 
 int run_single_server(ServerOptions& options) {
   ServerFrame frame(options);
+  if (options.user) become(*options.user);
   const SharedArray<ProcessCounters> counters(1);
   const SharedArray<Counter> active(1);
   auto source = std::make_unique<ListenerSource>(duplicate(frame.listener()), options.accept_drain,
                                                  first_id_of_worker(0), Sharing::none);
   Worker worker(*options.loop, std::move(source), true, options.worker, counters[0], active.all(),
                 0);
+
+  // The worker's loop goes before the frame does.
+  const auto leave_loop = [](ServerFrame* of) { of->leave_loop(); };
+  const std::unique_ptr<ServerFrame, decltype(leave_loop)> leaving(&frame, leave_loop);
 
   const auto report = [&] {
     ServerReport result;
@@ -28,12 +33,20 @@ int run_single_server(ServerOptions& options) {
     process.add(usage, counters[0].at_ready);
     return result;
   };
-  const SignalWatch signals(worker.loop(), {SIGTERM, SIGINT, SIGUSR1}, [&](int number) {
+  const SignalWatch signals(worker.loop(), {SIGTERM, SIGINT, SIGUSR1, SIGHUP}, [&](int number) {
     if (number == SIGUSR1) return frame.try_write_report();
+    if (number == SIGHUP) return frame.start_successor();
+    frame.stop_upgrades();
     frame.close_listener();
     return worker.draining() ? worker.end_drain() : worker.drain();
   });
-  frame.announce(worker.loop(), report);
+  if (options.user) forbid_other_calls(options.worker.allowed_calls);
+  const auto retire = [&](bool) {
+    frame.close_listener();
+    worker.retire([&] { frame.upgrade()->left(); });
+  };
+  frame.announce(worker.loop(),
+                 {.report = report, .retire = retire, .look_again = [&] { worker.look_again(); }});
   worker.run();
   frame.write_report();
   return 0;

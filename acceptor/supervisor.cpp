@@ -39,7 +39,7 @@ class Supervisor::ExitWatch : public EventHandler {
   int pidfd_;
 };
 
-/// Waits for the worker's word that it is ready (or for its end, which the pidfd tells as well).
+/// What the worker says: that it is ready, and that it has left. (Its end the pidfd tells.)
 class Supervisor::ControlWatch : public EventHandler {
  public:
   ControlWatch(Supervisor& supervisor, std::size_t slot, int control)
@@ -51,8 +51,9 @@ class Supervisor::ControlWatch : public EventHandler {
     char byte = 0;
     const ssize_t got = ::recv(control_, &byte, 1, MSG_DONTWAIT);
     if (got < 0 && errno == EAGAIN) return;
-    unwatch();
-    if (got == 1) supervisor_.on_ready(slot_);
+    if (got != 1) return unwatch();
+    if (byte == control::ready) supervisor_.on_ready(slot_);
+    if (byte == control::left) supervisor_.on_left(slot_);
   }
 
  private:
@@ -73,7 +74,8 @@ Supervisor::Supervisor(EventLoop& loop, const ServerOptions& options, int listen
       listener_(listener),
       hooks_(std::move(hooks)),
       active_(options.workers),
-      slots_(options.workers) {
+      slots_(options.workers),
+      wait_to_accept_(!options.take_over.empty()) {
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     slots_[i].past.role = "worker";
     slots_[i].past.slot = i;
@@ -112,7 +114,7 @@ void Supervisor::look_after(Slot& slot) {
   }
   if (slot.looks_in_debt == 0) {
     if (!hooks_.may_have_work(worker)) return;
-    (void)::send(worker.control.get(), "p", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+    tell(slot, control::poke);
   }
   const char state = state_of(worker.child.pid());
   const int patience = looks_per_deadline * (state == 'R' || state == 'D' ? running_patience : 1);
@@ -150,6 +152,7 @@ void Supervisor::spawn(std::size_t index) {
   request.listener = listener_;
   request.listen_options = options_.listener;
   request.accept_drain = options_.accept_drain;
+  request.write_timeout_ns = options_.worker.echo.write_timeout_ns;
   request.exclusive_possible = options_.loop->exclusive;
   const std::unique_ptr<Link> link = options_.method.method->open(request);
 
@@ -157,10 +160,13 @@ void Supervisor::spawn(std::size_t index) {
   std::vector<int> keep = link->worker_descriptors();
   keep.push_back(theirs.get());
   const pid_t acceptor = ::getpid();
+  WorkerOptions worker_options = options_.worker;
+  worker_options.wait_to_accept = wait_to_accept_;
   worker->child = ChildProcess::fork(
-      [&] {
+      [&, &theirs = theirs] {  // Clang before 16 does not capture a structured binding by itself
+        if (options_.user) become(*options_.user);
         return run_worker_process(*options_.loop, link->worker_end(), facts.kernel_dispatches,
-                                  options_.worker, worker->counters(), active_.all(), index,
+                                  worker_options, worker->counters(), active_.all(), index,
                                   std::move(theirs), acceptor);
       },
       keep, 0, facts.shared_table ? Table::shared : Table::own);
@@ -171,13 +177,50 @@ void Supervisor::spawn(std::size_t index) {
   slot.worker = std::move(worker);
   slot.progress = 0;
   slot.looks_in_debt = 0;
+  slot.leaving = false;
   slot.exit_watch = std::make_unique<ExitWatch>(*this, index, slot.worker->child.pidfd());
   slot.control_watch = std::make_unique<ControlWatch>(*this, index, slot.worker->control.get());
   hooks_.started(*slot.worker);
 }
 
+void Supervisor::tell(const Slot& slot, char byte) const {
+  // It fails for one that has ended, of which the pidfd tells.
+  if (slot.worker) (void)::send(slot.worker->control.get(), &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+void Supervisor::look_again() {
+  wait_to_accept_ = false;
+  for (const Slot& slot : slots_) tell(slot, control::look_again);
+}
+
+void Supervisor::retire(std::function<void()> left) {
+  const bool drains = options_.method.entry->kernel_dispatches;
+  bool any = false;
+  for (Slot& slot : slots_) {
+    tell(slot, control::retire);
+    slot.leaving = drains && slot.worker;
+    any = any || slot.worker;
+  }
+  if (!drains) return left();
+  stopping_ = true;
+  if (!any) {
+    left();
+    return hooks_.all_ended();
+  }
+  all_left_ = std::move(left);
+  end_workers_after(options_.worker.drain_timeout_ns + kill_grace_ns);
+}
+
+void Supervisor::on_left(std::size_t index) {
+  slots_[index].leaving = false;
+  const bool all =
+      std::none_of(slots_.begin(), slots_.end(), [](const Slot& slot) { return slot.leaving; });
+  if (all && all_left_) std::exchange(all_left_, nullptr)();
+}
+
 void Supervisor::on_ready(std::size_t index) {
   Slot& slot = slots_[index];
+  if (slot.worker->ready) return;
   slot.worker->ready = true;
   slot.ever_ready = true;
   hooks_.ready(*slot.worker);
@@ -198,6 +241,7 @@ void Supervisor::on_ended(std::size_t index) {
   }
   options_.method.method->worker_ended(index);
   hooks_.ended(*worker);
+  on_left(index);
   slot.past.add(worker->counters(), false);
   slot.past.add(exit.usage, worker->counters().at_ready);
   active_[index].set(0);
@@ -259,7 +303,11 @@ void Supervisor::stop() {
   }
   if (!first) return;
   if (!any) return hooks_.all_ended();
-  loop_.after(options_.worker.drain_timeout_ns + kill_grace_ns, [this] {
+  end_workers_after(options_.worker.drain_timeout_ns + kill_grace_ns);
+}
+
+void Supervisor::end_workers_after(std::int64_t delay_ns) {
+  loop_.after(delay_ns, [this] {
     for (const Slot& slot : slots_) {
       if (slot.worker) slot.worker->child.signal(SIGKILL);
     }

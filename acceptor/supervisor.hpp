@@ -63,6 +63,14 @@ class Supervisor {
   /// some time after their drain's deadline. A second call ends their drain at once.
   void stop();
 
+  /// Another server has taken over: tells all workers (Worker::retire()). Those that accept for themselves
+  /// then drain, as after stop(); `left` is called when none of them looks at a listener any more. The
+  /// others are replaced as ever.
+  void retire(std::function<void()> left);
+  /// Tells all workers to begin to accept, or to look once more (Worker::look_again()). Until the first
+  /// call, workers of a server that takes another over wait for it.
+  void look_again();
+
   [[nodiscard]] std::uint64_t deaths() const { return deaths_; }
   /// Those of them that were stuck and killed for it.
   [[nodiscard]] std::uint64_t stuck() const { return stuck_; }
@@ -89,6 +97,7 @@ class Supervisor {
     // owed one.
     std::uint64_t progress = 0;
     int looks_in_debt = 0;
+    bool leaving = false;  // it has been told to retire, and has not said that it has left
   };
 
   void spawn(std::size_t slot);
@@ -99,6 +108,9 @@ class Supervisor {
   void check_start();
   void look_after_workers();
   void look_after(Slot& slot);
+  void tell(const Slot& slot, char byte) const;
+  void on_left(std::size_t slot);
+  void end_workers_after(std::int64_t delay_ns);
 
   EventLoop& loop_;
   const ServerOptions& options_;
@@ -110,6 +122,8 @@ class Supervisor {
   std::uint64_t stuck_ = 0;
   std::string failure_;
   bool stopping_ = false;
+  bool wait_to_accept_;
+  std::function<void()> all_left_;
 };
 
 }  // namespace c10k

@@ -4,6 +4,7 @@
 #include <sys/eventfd.h>
 
 #include <atomic>
+#include <cstdint>
 #include <memory>
 
 #include "ipc/owned_fd.hpp"
@@ -30,8 +31,8 @@ class Bell {
 
   /// After a message has been published (seq_cst).
   void ring() const {
-    std::atomic<bool>& sleeping = (*sleeping_)[0].flag;
-    if (sleeping.load(std::memory_order_seq_cst) && sleeping.exchange(false))
+    std::atomic<std::uint8_t>& sleeping = (*sleeping_)[0].flag;
+    if (sleeping.load(std::memory_order_seq_cst) != 0 && sleeping.exchange(0) != 0)
       (void)::eventfd_write(event_.get(), 1);
   }
   /// For what the sleeper must notice though no message comes.
@@ -41,9 +42,9 @@ class Bell {
   /// must look again at once, for what came in between rang no bell.
   template <typename Empty>
   [[nodiscard]] bool sleep(Empty&& empty) const {
-    std::atomic<bool>& sleeping = (*sleeping_)[0].flag;
-    sleeping.store(true, std::memory_order_seq_cst);
-    if (!empty() && sleeping.exchange(false)) return false;
+    std::atomic<std::uint8_t>& sleeping = (*sleeping_)[0].flag;
+    sleeping.store(1, std::memory_order_seq_cst);
+    if (!empty() && sleeping.exchange(0) != 0) return false;
     // Empty; or the ringer has found the announcement, and its count is one too many.
     eventfd_t count;
     (void)::eventfd_read(event_.get(), &count);
@@ -57,7 +58,9 @@ class Bell {
 
  private:
   struct Sleeping {
-    alignas(64) std::atomic<bool> flag{true};
+    /// Not a bool: the other side may write any byte, and a bool with another value than 0 and 1 is
+    /// undefined to read.
+    alignas(64) std::atomic<std::uint8_t> flag{1};
   };
   Bell(std::shared_ptr<SharedArray<Sleeping>> sleeping, OwnedFd event)
       : sleeping_(std::move(sleeping)), event_(std::move(event)) {}

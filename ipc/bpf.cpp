@@ -47,6 +47,16 @@ void put_fd(int map, std::uint32_t key, int fd) {
     throw_system_error(errno, "bpf BPF_MAP_UPDATE_ELEM {} = {}", key, fd);
 }
 
+bool is_map(int fd, bpf_map_type type, std::uint32_t value_size, std::uint32_t entries) {
+  bpf_map_info info{};
+  bpf_attr attr{};
+  attr.info.bpf_fd = static_cast<std::uint32_t>(fd);
+  attr.info.info_len = sizeof info;
+  attr.info.info = pointer(&info);
+  return bpf_syscall(BPF_OBJ_GET_INFO_BY_FD, attr) == 0 && info.type == type &&
+         info.value_size == value_size && info.max_entries == entries;
+}
+
 OwnedFd load_program(bpf_prog_type type, bpf_attach_type attach, std::span<const bpf_insn> code) {
   bpf_attr attr{};
   attr.prog_type = type;

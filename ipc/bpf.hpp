@@ -21,6 +21,10 @@ namespace c10k::bpf {
 /// Sets the entry `key` of a map to a descriptor: of a socket, for BPF_MAP_TYPE_REUSEPORT_SOCKARRAY.
 void put_fd(int map, std::uint32_t key, int fd);
 
+/// Whether a descriptor, of which nothing is known, is a map of this type and size.
+[[nodiscard]] bool is_map(int fd, bpf_map_type type, std::uint32_t value_size,
+                          std::uint32_t entries);
+
 /// A program that has passed the verifier. Throws SystemError; when the verifier refuses it (EACCES,
 /// EINVAL) what() ends with the last words of its log.
 [[nodiscard]] OwnedFd load_program(bpf_prog_type type, bpf_attach_type attach,

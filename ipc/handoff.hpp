@@ -13,10 +13,12 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "ipc/confinement.hpp"
 #include "ipc/method_options.hpp"
 #include "ipc/owned_fd.hpp"
 #include "ipc/socket.hpp"
@@ -70,12 +72,19 @@ struct ReceiveResult {
   Channel state = Channel::more;
 };
 
-/// The acceptor's end.
+/// Thrown by a sink: its worker breaks the protocol of their channel. Nothing more is to be asked of the
+/// sink, and the worker is to be ended; what it had not received is as safe as at any death.
+class BrokenProtocol : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// The acceptor's end. What comes from the worker, by whatever way, may be the work of an enemy.
 class ConnectionSink {
  public:
   virtual ~ConnectionSink() = default;
   /// Hands over a prefix of `batch`. Never blocks and never drops: what is not taken stays with
-  /// the caller. Throws SystemError for what no retry can mend.
+  /// the caller. Throws SystemError for what no retry can mend, and BrokenProtocol, as attend() does.
   virtual SendResult send(std::span<const Handover> batch) = 0;
   /// Becomes writable when a full channel has room again; -1 when only time can tell.
   [[nodiscard]] virtual int writable_fd() const = 0;
@@ -88,6 +97,10 @@ class ConnectionSink {
   /// The connection was taken by send(), and its worker ended without it: makes the acceptor's copy
   /// fit to be handed over again. False when that cannot be done: the connection is lost.
   [[nodiscard]] virtual bool take_back(const Handover&) { return true; }
+
+  /// The worker says that it has received the connection, and the acceptor closes its copy next: the
+  /// number must not be used any more, also when the worker has not said the truth.
+  virtual void released(const Handover&) {}
 
   /// For a channel that several workers pull from: true when all that was sent has been pulled.
   [[nodiscard]] virtual bool drained() const { return false; }
@@ -121,17 +134,30 @@ class ConnectionSource {
   /// Not null when receive() is nothing but this reader's accept(), takes all that waits and no other
   /// process accepts from the same listener: then a loop may also accept there by its own means.
   [[nodiscard]] virtual AcceptQueueReader* sole_reader() { return nullptr; }
+  /// True for the worker's end of a channel that several workers pull from: what it does not want stays
+  /// for others.
+  [[nodiscard]] virtual bool shared() const { return false; }
+  /// This worker takes nothing for a while, and may have been woken in place of one that would.
+  virtual void leave_to_others() {}
   /// How many connections this worker has open by now: for a kernel that dispatches by load.
   virtual void report_load(std::uint64_t /*connections*/) {}
+  /// Of a listener: its accept queue ends with this process, so that a worker that leaves must take what
+  /// is in it, and what may still come. Otherwise whoever else holds it accepts that.
+  [[nodiscard]] virtual bool owns_queue() const { return false; }
 };
+
+/// The most listeners that a method may have: as many as workers.
+inline constexpr std::size_t most_listeners = 1024;
 
 /// What a method gets to open a link with.
 struct LinkRequest {
-  std::size_t worker = 0;           ///< The worker's slot; a replaced worker has the same.
-  std::size_t workers = 1;          ///< How many slots there are.
-  int listener = -1;                ///< The server's listener; lent.
-  ListenOptions listen_options;     ///< How it was opened.
-  bool accept_drain = true;         ///< Accept until the queue is empty, or one a wake-up.
+  std::size_t worker = 0;        ///< The worker's slot; a replaced worker has the same.
+  std::size_t workers = 1;       ///< How many slots there are.
+  int listener = -1;             ///< The server's listener; lent.
+  ListenOptions listen_options;  ///< How it was opened.
+  bool accept_drain = true;      ///< Accept until the queue is empty, or one a wake-up.
+  /// Close a client that takes nothing for so long; 0: never. For an acceptor that serves clients itself.
+  std::int64_t write_timeout_ns = 0;
   bool exclusive_possible = false;  ///< The worker's loop can wait with EPOLLEXCLUSIVE.
 };
 
@@ -167,6 +193,24 @@ class HandoffMethod {
   virtual std::unique_ptr<Link> open(const LinkRequest& request) = 0;
   /// Closes the listeners that the method keeps for successors of dead workers.
   virtual void close_listeners() {}
+
+  // An upgrade: the server's successor, another process that may run another program, takes over what
+  // it listens with.
+
+  /// How it listens, in words that are the same for two servers if and only if one can take the other
+  /// over.
+  [[nodiscard]] virtual std::string listening(std::size_t /*workers*/) const {
+    return "one listener";
+  }
+  /// What the successor needs for that, lent: first a listener with the server's address.
+  [[nodiscard]] virtual std::vector<int> listeners(int server) const { return {server}; }
+  /// In the successor, before the first open(): the predecessor's listeners(). Returns the server's
+  /// listener. Throws std::runtime_error for descriptors that are not what they should be.
+  [[nodiscard]] virtual OwnedFd adopt_listeners(std::vector<OwnedFd> listeners,
+                                                const ListenOptions& options);
+  /// Connections go to this server's workers from now on: it has adopted the listeners and all its workers
+  /// are ready, or a successor that has said so has failed.
+  virtual void claim_listeners(const ListenOptions& /*options*/) {}
   /// The worker in a slot has ended and been reaped. Its successor gets a link of its own.
   virtual void worker_ended(std::size_t /*worker*/) {}
   /// After worker_ended(): there will be no successor. What was kept for one goes.
@@ -194,6 +238,11 @@ struct MethodFacts {
   /// ends them all.
   bool connections_stay = false;
   bool listener_per_worker = false;  ///< Each worker has its own listener (SO_REUSEPORT).
+  /// Why its workers must be trusted, so that they cannot be confined (--user): what they need to have
+  /// is as good as the acceptor's rights. Empty when they can.
+  std::string_view needs_trust = {};
+  /// Beside what every worker may call: what its source does once the worker serves.
+  CallGroups worker_calls = {};
   /// Option strings worth testing beside the default, such as "auth=off".
   std::vector<std::string_view> variants = {};
 

@@ -104,6 +104,10 @@ class SharedListenerSource : public ListenerSource {
   [[nodiscard]] int attention_fd() const override {
     return exclusive_wake_up() ? vacancies_->passed_on_fd() : -1;
   }
+  void leave_to_others() override {
+    set_full(true);
+    if (exclusive_wake_up() && vacancies_->any()) vacancies_->pass_on();
+  }
   void attend() override { relieving_ = vacancies_->take_over(); }
   void report_load(std::uint64_t connections) override {
     if (connections < connections_) set_full(false);
@@ -210,6 +214,7 @@ MethodEntry inherited_listener() {
        .isolation = "any worker can shut the listener down for all",
        .after_death = "nothing: the queue belongs to the listener that the others hold",
        .kernel_dispatches = true,
+       .worker_calls = {CallGroup::accept, CallGroup::file_lock},
        .variants = {"wait=plain", "wait=fcntl-lock", "wait=mutex"}},
       [](MethodOptions& options) -> std::unique_ptr<HandoffMethod> {
         return std::make_unique<InheritedListener>(

@@ -11,6 +11,7 @@
 
 #include <string_view>
 
+#include "ipc/scm.hpp"
 #include "ipc/syscall.hpp"
 
 namespace c10k::multiprocessing {
@@ -222,20 +223,21 @@ OwnedFd receive_handle(int connection, const Dialect& dialect, int& error) {
   const int from = copy ? copy.get() : connection;
   const ssize_t size =
       retry_eintr([&] { return ::recvmsg(from, &message.header, MSG_CMSG_CLOEXEC); });
+  OwnedFd handle;
+  std::size_t handles = 0;
+  if (size >= 0) {
+    take_descriptors(message.header, [&](OwnedFd descriptor) {
+      handle = std::move(descriptor);
+      ++handles;
+    });
+  }
   if (size != 1) throw PeerGone("recvmsg: the other side of the rendezvous is gone");
-  // With room for one, the kernel installs one or none (net/core/scm.c, scm_detach_fds).
   error = EMFILE;
   if ((message.header.msg_flags & MSG_CTRUNC) != 0) return {};
-  const cmsghdr* header = CMSG_FIRSTHDR(&message.header);
   error = ETOOMANYREFS;
-  if (header == nullptr) return {};
-  if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS ||
-      header->cmsg_len != CMSG_LEN(sizeof(int))) {
-    throw PeerGone("recvmsg: no descriptor where one was due");
-  }
-  int handle = -1;
-  std::memcpy(&handle, CMSG_DATA(header), sizeof handle);
-  return OwnedFd(handle);
+  if (CMSG_FIRSTHDR(&message.header) == nullptr) return {};
+  if (handles != 1) throw PeerGone("recvmsg: no single descriptor where one was due");
+  return handle;
 }
 
 OwnedFd rebuilt(OwnedFd handle, const Dialect& dialect) {

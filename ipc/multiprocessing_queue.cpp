@@ -42,11 +42,12 @@ static_assert(sizeof(Ticket) == 48 && std::is_trivially_copyable_v<Ticket>);
 
 // ---- the acceptor's side ------------------------------------------------------------------------
 
-/// The semaphores of one Queue, between processes as CPython's SemLock.
+/// The semaphores of one Queue that a worker uses, between processes as CPython's SemLock. It may write
+/// anything into them, and what waits on such a semaphore or wakes somebody may then hang or abort (glibc,
+/// futex_fatal_error). So this process only tries them: sem_trywait(3) never makes a system call.
 struct QueueLocks {
   sem_t free_slots;  // _sem: a BoundedSemaphore(maxsize)
   sem_t read_lock;   // _rlock
-  sem_t write_lock;  // _wlock
 };
 
 /// Queue.put with its feeder thread.
@@ -58,7 +59,9 @@ class QueueSink : public ConnectionSink {
         sharer_(std::move(sharer)),
         locks_(std::move(locks)),
         writer_(std::move(writer)),
-        stop_(checked([] { return ::eventfd(0, EFD_CLOEXEC); }, "eventfd")) {}
+        stop_(checked([] { return ::eventfd(0, EFD_CLOEXEC); }, "eventfd")) {
+    checked([&] { return ::sem_init(&write_lock_, 1, 1); }, "sem_init 1");
+  }
 
   ~QueueSink() override {
     {
@@ -82,6 +85,14 @@ class QueueSink : public ConnectionSink {
     return result;
   }
   [[nodiscard]] int writable_fd() const override { return settings_.feeder ? -1 : writer_.get(); }
+
+  /// A worker that had not fetched it loses it: another thread would duplicate or send the number when it
+  /// may be another file's.
+  void released(const Handover& handover) override {
+    const std::lock_guard lock(mutex_);
+    std::erase_if(buffer_, [&](const Put& put) { return put.handover.tag.id == handover.tag.id; });
+    sharer_->drop_connection(handover.tag.id);
+  }
 
   /// A worker that had no descriptor free for the rendezvous has left the ticket where it was.
   bool take_back(const Handover& handover) override {
@@ -131,13 +142,16 @@ class QueueSink : public ConnectionSink {
         std::unique_lock lock(mutex_);
         not_empty_.wait(lock, [&] { return stopping_ || !buffer_.empty(); });
         if (stopping_) return;
+        // Before it leaves the buffer, where released() looks for it.
         next = buffer_.front();
-        buffer_.pop_front();
+        if (next.ticket == 0)
+          next.ticket = sharer_->add(next.handover.fd, next.handover.tag.id, this);
+        if (next.ticket != 0) buffer_.pop_front();
       }
-      while (next.ticket == 0) {
-        next.ticket = sharer_->add(next.handover.fd, next.handover.tag.id, this);
+      if (next.ticket == 0) {
         // CPython loses the object here. The acceptor will close others; wait for that or the end.
-        if (next.ticket == 0 && wait_for_stop(10)) return;
+        if (wait_for_stop(10)) return;
+        continue;
       }
       Channel state = Channel::more;
       while ((state = write_ticket(next)) == Channel::would_block) {
@@ -160,13 +174,12 @@ class QueueSink : public ConnectionSink {
   }
 
   [[nodiscard]] bool take_slot() {
+    if (spare_slots_ > 0) return --spare_slots_, true;
     if (settings_.locks) return ::sem_trywait(&(*locks_)[0].free_slots) == 0;
     return buffer_.size() < queue_capacity;
   }
   void give_slot() {
-    const int error = errno;
-    if (settings_.locks) ::sem_post(&(*locks_)[0].free_slots);
-    errno = error;
+    if (settings_.locks) ++spare_slots_;
   }
 
   /// Whole or not at all: a frame is below PIPE_BUF (pipe(7)). Closed when the worker is gone.
@@ -179,7 +192,7 @@ class QueueSink : public ConnectionSink {
     const std::uint32_t length = htonl(static_cast<std::uint32_t>(size));
     std::memcpy(frame.data(), &length, 4);
     std::memcpy(frame.data() + 4, &ticket, sizeof ticket);
-    sem_t& lock = (*locks_)[0].write_lock;
+    sem_t& lock = write_lock_;
     if (settings_.locks) (void)retry_eintr([&] { return ::sem_wait(&lock); });
     const ssize_t written =
         retry_eintr([&] { return ::write(writer_.get(), frame.data(), 4 + size); });
@@ -194,8 +207,10 @@ class QueueSink : public ConnectionSink {
   std::shared_ptr<SharedArray<QueueLocks>> locks_;
   OwnedFd writer_;
   OwnedFd stop_;
+  sem_t write_lock_;  // _wlock: only writers use it, and they are all in this process
   std::mutex mutex_;
   std::condition_variable not_empty_;
+  std::size_t spare_slots_ = 0;  // taken, and then not needed
   std::deque<Put> buffer_;
   bool stopping_ = false;
   bool broken_ = false;
@@ -305,7 +320,6 @@ class QueueLink : public Link {
     checked([&] { return ::sem_init(&locks.free_slots, 1, queue_capacity); }, "sem_init {}",
             queue_capacity);
     checked([&] { return ::sem_init(&locks.read_lock, 1, 1); }, "sem_init 1");
-    checked([&] { return ::sem_init(&locks.write_lock, 1, 1); }, "sem_init 1");
     int ends[2];
     checked([&] { return ::pipe2(ends, O_CLOEXEC | O_NONBLOCK); }, "pipe2");
     reader_.reset(ends[0]);
@@ -378,6 +392,7 @@ MethodFacts queue_facts(std::string_view name, std::string_view summary, std::st
       .isolation = "full, but one stuck worker stops the one sharer thread for all",
       .after_death = "nothing (in CPython: unfetched duplicates, and a lock held for ever)",
       .descriptors_in_flight = 1,
+      .worker_calls = {CallGroup::rendezvous},
       // What a person would choose, each and together; then what the anatomy removes, each alone
       // and on top of those before it.
       .variants = {"auth=off", "connection=persistent", "backlog=128",

@@ -45,14 +45,15 @@ class NumberRing {
                          std::memory_order_seq_cst);
   }
   /// No more will come. Ring the bell afterwards.
-  void close() const { ring().closed.store(true, std::memory_order_seq_cst); }
+  void close() const { ring().closed.store(1, std::memory_order_seq_cst); }
 
   // ---- the reader ----
 
-  /// How many wait.
+  /// How many wait; never more than there are slots, whatever the writer has written.
   [[nodiscard]] std::size_t waiting() const {
-    return ring().written.load(std::memory_order_seq_cst) -
-           ring().read.load(std::memory_order_relaxed);
+    return std::min<std::uint64_t>(ring().written.load(std::memory_order_seq_cst) -
+                                       ring().read.load(std::memory_order_relaxed),
+                                   slots);
   }
   [[nodiscard]] const NumberedConnection& peek(std::size_t at) const {
     return ring().entries[(ring().read.load(std::memory_order_relaxed) + at) % slots];
@@ -61,13 +62,13 @@ class NumberRing {
     ring().read.store(ring().read.load(std::memory_order_relaxed) + count,
                       std::memory_order_release);
   }
-  [[nodiscard]] bool closed() const { return ring().closed.load(std::memory_order_seq_cst); }
+  [[nodiscard]] bool closed() const { return ring().closed.load(std::memory_order_seq_cst) != 0; }
 
  private:
   /// The positions count for ever; a slot is the position modulo the size.
   struct Ring {
     alignas(64) std::atomic<std::uint64_t> written{0};
-    std::atomic<bool> closed{false};
+    std::atomic<std::uint8_t> closed{0};  // not a bool, which may hold nothing but 0 and 1
     alignas(64) std::atomic<std::uint64_t> read{0};
     alignas(64) std::array<NumberedConnection, slots> entries;
   };

@@ -170,7 +170,10 @@ MethodEntry pidfd_mq() {
        .privilege = "ptrace rights over the acceptor: root, or same user and dumpable",
        .syscalls = "acceptor 0, worker 1 (pidfd_getfd); futexes, a write and a read per wake-up",
        .isolation = "none against workers; one stopped in the queue's lock delays the acceptor",
-       .after_death = "a queue that may be locked for ever; the successor gets a new one"},
+       .after_death = "a queue that may be locked for ever; the successor gets a new one",
+       .needs_trust =
+           "a worker takes descriptors out of the acceptor, so it must have the rights of "
+           "ptrace over it"},
       [](MethodOptions&) -> std::unique_ptr<HandoffMethod> { return std::make_unique<PidfdMq>(); }};
 }
 

@@ -106,7 +106,9 @@ MethodEntry pidfd_ring() {
            .privilege = "ptrace rights over the acceptor: root, or same user and dumpable",
            .syscalls = "acceptor 0, worker 1 (pidfd_getfd); a write and a read per wake-up",
            .isolation = "none against workers: they can take any descriptor of the acceptor",
-           .after_death = "nothing: one writer a side, no lock, and the acceptor has copies"},
+           .after_death = "nothing: one writer a side, no lock, and the acceptor has copies",
+           .needs_trust = "a worker takes descriptors out of the acceptor, so it must have the "
+                          "rights of ptrace over it"},
           [](MethodOptions&) -> std::unique_ptr<HandoffMethod> {
             return std::make_unique<PidfdRing>();
           }};

@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 
 #include <algorithm>
+#include <climits>
 #include <cstdio>
 #include <cstring>
 #include <vector>
@@ -26,7 +27,9 @@ bool ChildExit::asks_not_to_be_restarted() const {
 
 std::string ChildExit::text() const {
   if (WIFSIGNALED(status)) {
-    return fmt::format("killed by signal {} ({})", WTERMSIG(status), ::strsignal(WTERMSIG(status)));
+    const int number = WTERMSIG(status);
+    return fmt::format("killed by signal {} ({}){}", number, ::strsignal(number),
+                       number == SIGSYS ? ": it made a system call that its filter forbids" : "");
   }
   return fmt::format("exit code {}", WEXITSTATUS(status));
 }
@@ -127,6 +130,11 @@ ChildExit ChildProcess::wait() {
   return exit;
 }
 
+void ChildProcess::detach() noexcept {
+  pid_ = 0;
+  pidfd_.reset();
+}
+
 bool has_ended(int pidfd) {
   pollfd entry{pidfd, POLLIN, 0};
   return ::poll(&entry, 1, 0) == 1;
@@ -154,6 +162,14 @@ void close_other_descriptors(std::span<const int> keep) {
     first = std::max(first, number + 1);
   }
   close_up_to(~0U);
+}
+
+std::string path_of_this_program() {
+  std::string path(PATH_MAX, '\0');
+  const auto size = checked([&] { return ::readlink("/proc/self/exe", path.data(), path.size()); },
+                            "readlink /proc/self/exe");
+  path.resize(static_cast<std::size_t>(size));
+  return path;
 }
 
 std::size_t raise_descriptor_limit() {

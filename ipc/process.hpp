@@ -26,7 +26,7 @@ struct ChildExit {
   [[nodiscard]] bool clean() const;
   /// It has left by exit_do_not_restart.
   [[nodiscard]] bool asks_not_to_be_restarted() const;
-  /// "exit code 3" or "killed by signal 9 (Killed)".
+  /// "exit code 3" or "killed by signal 9 (Killed)"; for SIGSYS also what that means.
   [[nodiscard]] std::string text() const;
 };
 
@@ -72,6 +72,8 @@ class ChildProcess {
   void signal(int number) const noexcept;
   /// Waits for the child's end and reaps it.
   ChildExit wait();
+  /// Lets it live on without this object, or it has been reaped elsewhere.
+  void detach() noexcept;
 
  private:
   ChildProcess(pid_t pid, OwnedFd pidfd) : pid_(pid), pidfd_(std::move(pidfd)) {}
@@ -89,6 +91,9 @@ class ChildProcess {
 
 /// Closes every descriptor from 3 up but those in `keep` (close_range(2)).
 void close_other_descriptors(std::span<const int> keep);
+
+/// The file that this process runs (/proc/self/exe), by its name at this moment.
+[[nodiscard]] std::string path_of_this_program();
 
 /// Raises the soft RLIMIT_NOFILE to the hard limit and returns it.
 std::size_t raise_descriptor_limit();

@@ -35,6 +35,12 @@ const MethodEntry& find_handoff_method(std::string_view name) {
   return find_by_name("hand-off method", handoff_methods(), name);
 }
 
+OwnedFd HandoffMethod::adopt_listeners(std::vector<OwnedFd> listeners, const ListenOptions&) {
+  if (listeners.size() != 1)
+    throw std::runtime_error(fmt::format("{} listeners where one is used", listeners.size()));
+  return std::move(listeners[0]);
+}
+
 ConfiguredMethod configure_handoff_method(std::string_view text) {
   MethodOptions options = MethodOptions::parse(text);
   const MethodEntry& entry = find_handoff_method(options.name());

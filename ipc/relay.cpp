@@ -24,9 +24,11 @@
 //              the acceptor, as a proxy with a connection to its upstream for each has, would not hold
 //              10,000 under an RLIMIT_NOFILE of 20,000
 // Man pages    socketpair(2), unix(7), epoll(7), shutdown(2)
+#include <netinet/tcp.h>
 #include <signal.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cstdio>
 
 #include "ipc/methods.hpp"
@@ -39,12 +41,18 @@ namespace {
 
 class RelaySink : public ConnectionSink {
  public:
-  RelaySink(OwnedFd socket, int worker_pidfd)
-      : channel_(std::move(socket), RelayChannel::Side::acceptor), worker_pidfd_(worker_pidfd) {}
+  RelaySink(OwnedFd socket, int worker_pidfd, std::int64_t write_timeout_ns)
+      : channel_(std::move(socket), RelayChannel::Side::acceptor),
+        worker_pidfd_(worker_pidfd),
+        write_timeout_ns_(write_timeout_ns) {}
 
   /// A dead worker's last words: as many as its channel can hold.
   ~RelaySink() override {
-    for (int i = 0; i < 16 && !channel_.ended() && has_ended(worker_pidfd_); ++i) attend();
+    try {
+      for (int i = 0; i < 16 && !channel_.ended() && has_ended(worker_pidfd_); ++i) attend();
+    } catch (const std::exception& error) {
+      fmt::print(stderr, "relay: {}\n", error.what());
+    }
   }
 
   SendResult send(std::span<const Handover> batch) override {
@@ -67,6 +75,7 @@ class RelaySink : public ConnectionSink {
         result.error = errno;
         break;
       }
+      if (write_timeout_ns_ != 0) limit_stall(own.get());
       channel_.open(std::move(own), next.tag);
       ++result.taken;
     }
@@ -83,14 +92,23 @@ class RelaySink : public ConnectionSink {
       channel_.step();
     } catch (const std::exception& error) {
       // A worker that breaks the protocol harms only the connections that it has.
-      fmt::print(stderr, "relay: {}\n", error.what());
       channel_.end();
+      throw BrokenProtocol(error.what());
     }
   }
 
  private:
+  /// A worker that gives up a client which takes nothing closes behind what waits here for that client,
+  /// and this process would keep it for ever. The worker, who counts it, comes first: so twice the time.
+  void limit_stall(int connection) const {
+    const auto limit_ms = static_cast<unsigned>(
+        std::clamp<std::int64_t>(write_timeout_ns_ / 500'000, 1, 1'000'000'000));
+    (void)::setsockopt(connection, IPPROTO_TCP, TCP_USER_TIMEOUT, &limit_ms, sizeof limit_ms);
+  }
+
   RelayChannel channel_;
   int worker_pidfd_;
+  std::int64_t write_timeout_ns_;
 };
 
 class RelaySource : public ConnectionSource {
@@ -139,9 +157,11 @@ class RelaySource : public ConnectionSource {
 
 class RelayLink : public Link {
  public:
+  explicit RelayLink(std::int64_t write_timeout_ns) : write_timeout_ns_(write_timeout_ns) {}
+
   std::unique_ptr<ConnectionSink> acceptor_end(int worker_pidfd) override {
     ends_.second.reset();
-    return std::make_unique<RelaySink>(std::move(ends_.first), worker_pidfd);
+    return std::make_unique<RelaySink>(std::move(ends_.first), worker_pidfd, write_timeout_ns_);
   }
   std::unique_ptr<ConnectionSource> worker_end() override {
     ends_.first.reset();
@@ -152,6 +172,7 @@ class RelayLink : public Link {
   }
 
  private:
+  std::int64_t write_timeout_ns_;
   std::pair<OwnedFd, OwnedFd> ends_ = unix_pair(SOCK_STREAM);
 };
 
@@ -162,7 +183,7 @@ class Relay : public HandoffMethod {
     try {
       auto [ours, theirs] = unix_pair(SOCK_STREAM);
       const OwnedFd self = open_pidfd(::getpid());
-      RelaySink sink(std::move(ours), self.get());
+      RelaySink sink(std::move(ours), self.get(), 0);
       RelaySource source(std::move(theirs));
       const auto [client, accepted] = unix_pair(SOCK_STREAM);
       const Handover one{accepted.get(), {}};
@@ -173,7 +194,9 @@ class Relay : public HandoffMethod {
       return {false, error.what()};
     }
   }
-  std::unique_ptr<Link> open(const LinkRequest&) override { return std::make_unique<RelayLink>(); }
+  std::unique_ptr<Link> open(const LinkRequest& request) override {
+    return std::make_unique<RelayLink>(request.write_timeout_ns);
+  }
 };
 
 }  // namespace
@@ -190,7 +213,8 @@ MethodEntry relay() {
        .isolation = "full: no worker has a client's descriptor",
        .after_death = "nothing: its clients are closed. The acceptor's death ends all clients",
        .descriptors_in_flight = 1,
-       .connections_stay = true},
+       .connections_stay = true,
+       .worker_calls = {CallGroup::local_pair}},
       [](MethodOptions&) -> std::unique_ptr<HandoffMethod> { return std::make_unique<Relay>(); }};
 }
 

@@ -16,8 +16,6 @@ constexpr std::size_t write_early = std::size_t{128} * 1024;
 /// Beyond it no local socket is read until the other side has taken some.
 constexpr std::size_t most_waiting = std::size_t{256} * 1024;
 constexpr std::size_t read_size = std::size_t{256} * 1024;
-/// More streams than any descriptor limit allows.
-constexpr std::uint32_t most_streams = std::uint32_t{1} << 24;
 
 }  // namespace
 
@@ -164,8 +162,7 @@ void RelayChannel::read_channel() {
     std::memcpy(&header, in_.data(), sizeof header);
     const bool follows = header.kind == Kind::open || header.kind == Kind::data;
     const std::size_t payload = follows ? header.size : 0;
-    if (header.stream >= most_streams || header.size > window)
-      throw std::runtime_error("relay: no frame");
+    if (header.size > window) throw std::runtime_error("relay: no frame");
     if (in_.size() < sizeof header + payload) return;
     handle(header, in_.data() + sizeof header);
     if (ended()) return;
@@ -188,7 +185,7 @@ void RelayChannel::handle(const Header& header, const char* payload) {
   }
   Stream& stream = known(id);
   const bool answers = header.kind == Kind::refused || header.kind == Kind::confirmed;
-  if (side_ == Side::acceptor && stream.confirmed == answers)
+  if (stream.confirmed == answers)  // to a worker, which has confirmed, nothing is an answer
     throw std::runtime_error("relay: a stream is answered once, and first");
   switch (header.kind) {
     case Kind::refused:
@@ -222,7 +219,9 @@ void RelayChannel::handle(const Header& header, const char* payload) {
 }
 
 void RelayChannel::handle_open(std::uint32_t id, const char* payload) {
-  if (id >= streams_.size()) streams_.resize(std::size_t{id} + 1);
+  // The acceptor's numbers have no gaps: a new one is the next, and its streams come in their order.
+  if (id > streams_.size()) throw std::runtime_error("relay: a stream out of its order");
+  if (id == streams_.size()) streams_.emplace_back();
   if (streams_[id].in_use) throw std::runtime_error("relay: a stream is opened twice");
   ConnectionTag tag;
   std::memcpy(&tag, payload, sizeof tag);

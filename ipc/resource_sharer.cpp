@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 
 #include <cstdlib>
 #include <string>
@@ -104,7 +105,9 @@ void ResourceSharer::open_listener() {
     listener_ = OwnedFd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
     const bool open =
         ::bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0 &&
-        ::listen(listener_.get(), settings_.dialect.backlog) == 0;
+        ::listen(listener_.get(), settings_.dialect.backlog) == 0 &&
+        // Workers may be another user (--user). The folder is this user's alone, and soon gone.
+        ::chmod(path.c_str(), 0666) == 0;
     if (open) path_ = OwnedFd(::open(path.c_str(), O_PATH | O_CLOEXEC));
     error = errno;
   }

@@ -14,6 +14,10 @@
 //              all are dead it goes to a listener of this process, which the first successor gets.
 //              That needs no sysctl (net.ipv4.tcp_migrate_req): a program attached as
 //              BPF_SK_REUSEPORT_SELECT_OR_MIGRATE asks for it
+// Upgrade      migrate=off: the successor adopts the listeners, slot by slot, and their queues live on.
+//              migrate=on: it opens listeners of its own in the group and attaches its program when its
+//              workers are ready. From then on the kernel gives new connections to them alone; the old
+//              workers accept what had come, and what is in its handshake yet moves as they close
 // Man pages    socket(7), bpf(2)
 //
 // The load. A worker's own count misses what the kernel has steered to it and it has not accepted yet,
@@ -73,6 +77,18 @@ class LoadReportingSource : public ListenerSource {
   std::uint64_t seen_ = 0;
 };
 
+/// A worker's own listener, which nobody else holds.
+class OwnListenerSource : public ListenerSource {
+ public:
+  using ListenerSource::ListenerSource;
+  [[nodiscard]] bool owns_queue() const override { return true; }
+};
+class OwnLoadReportingSource : public LoadReportingSource {
+ public:
+  using LoadReportingSource::LoadReportingSource;
+  [[nodiscard]] bool owns_queue() const override { return true; }
+};
+
 class Reuseport : public HandoffMethod {
  public:
   Reuseport(Steer steer, bool migrate) : steer_(steer), migrate_(migrate) {}
@@ -95,21 +111,77 @@ class Reuseport : public HandoffMethod {
   }
 
   std::unique_ptr<Link> open(const LinkRequest& request) override {
-    if (!steering_) steering_.emplace(steer_, migrate_, request.workers);
+    if (!steering_) steering_.emplace(steer_, migrate_, request.workers, std::move(adopted_map_));
     OwnedFd listener = migrate_ ? new_listener(request) : kept_listener(request);
     return open_listener_link(
         std::move(listener),
-        [request,
+        [request, owned = migrate_,
          loads = steering_->loads()](OwnedFd workers) -> std::unique_ptr<ConnectionSource> {
-          if (!loads)
-            return std::make_unique<ListenerSource>(std::move(workers), request, Sharing::none);
-          return std::make_unique<LoadReportingSource>(std::move(workers), request, loads);
+          if (loads && owned)
+            return std::make_unique<OwnLoadReportingSource>(std::move(workers), request, loads);
+          if (loads)
+            return std::make_unique<LoadReportingSource>(std::move(workers), request, loads);
+          if (owned)
+            return std::make_unique<OwnListenerSource>(std::move(workers), request, Sharing::none);
+          return std::make_unique<ListenerSource>(std::move(workers), request, Sharing::none);
         });
   }
 
   void close_listeners() override {
     kept_.clear();
     last_resort_.reset();
+  }
+
+  /// With migrate=on each server has listeners and a program of its own. Otherwise they are the same
+  /// listeners, so each must have a worker, and the kernel must steer to them in the same way.
+  [[nodiscard]] std::string listening(std::size_t workers) const override {
+    if (migrate_) return "reuseport:migrate=on";
+    return fmt::format("reuseport:steer={} with {} workers",
+                       steer_ == Steer::hash  ? "hash"
+                       : steer_ == Steer::cpu ? "cpu"
+                                              : "least-loaded",
+                       workers);
+  }
+
+  [[nodiscard]] std::vector<int> listeners(int /*server*/) const override {
+    if (migrate_) return {last_resort_.get()};
+    std::vector<int> all;
+    for (const auto& [worker, listener] : kept_) all.push_back(listener.get());
+    if (steering_->listeners() >= 0) all.push_back(steering_->listeners());
+    return all;
+  }
+
+  [[nodiscard]] OwnedFd adopt_listeners(std::vector<OwnedFd> listeners,
+                                        const ListenOptions& options) override {
+    adopted_ = true;
+    const SocketAddress address = SocketAddress::local(listeners[0].get());
+    // One more in the group, which nobody is steered to.
+    if (migrate_) return listen_tcp(address, options);
+    if (needs_ebpf()) {
+      adopted_map_ = std::move(listeners.back());
+      listeners.pop_back();
+      if (!ReuseportSteering::are_listeners(adopted_map_.get()))
+        throw std::runtime_error("reuseport: the last descriptor is no map of listeners");
+    }
+    for (std::size_t worker = 0; worker < listeners.size(); ++worker) {
+      const int listener = listeners[worker].get();
+      if (!is_tcp_listener(listener) || !SocketAddress::local(listener).fits(address))
+        throw std::runtime_error(
+            fmt::format("reuseport: descriptor {} is no listener at {}", worker, address.text()));
+      kept_.emplace(worker, std::move(listeners[worker]));
+    }
+    return duplicate(kept_.at(0).get());
+  }
+
+  void claim_listeners(const ListenOptions& options) override {
+    if (kept_.empty() && !last_resort_) return;  // closed
+    adopted_ = false;
+    for (const auto& [worker, listener] : kept_) {
+      // Of a listener that has listened before it sets the backlog, and nothing else.
+      checked([&] { return ::listen(listener.get(), options.backlog); }, "listen");
+    }
+    const int any = migrate_ ? last_resort_.get() : kept_.begin()->second.get();
+    if (needs_ebpf()) steering_->attach(any);
   }
 
   void worker_ended(std::size_t worker) override {
@@ -151,15 +223,20 @@ class Reuseport : public HandoffMethod {
     OwnedFd listener =
         first ? listen_tcp(SocketAddress::local(request.listener), request.listen_options)
               : std::move(last_resort_);
-    // It brings the program, and no other listener may join the group before that.
-    if (first) steering_->add(request.worker, listener.get());
+    // It brings the program, and no other listener may join the group before that. (In a successor the
+    // group has its predecessor's until claim_listeners().)
+    if (first && !adopted_) steering_->add(request.worker, listener.get());
     last_resort_ = listen_tcp(SocketAddress::local(listener.get()), request.listen_options);
     steering_->set_last_resort(last_resort_.get());
+    // A listener has one place at a time.
+    if (adopted_) {
+      steering_->place(request.worker, listener.get());
+    } else if (!first) {
+      steering_->add(request.worker, listener.get());
+    }
     if (first) {
       // Lent, so it cannot be closed here; this ends the listening.
       checked([&] { return ::shutdown(request.listener, SHUT_RD); }, "shutdown of a listener");
-    } else {
-      steering_->add(request.worker, listener.get());  // a listener has one place at a time
     }
     return listener;
   }
@@ -169,6 +246,8 @@ class Reuseport : public HandoffMethod {
   std::optional<ReuseportSteering> steering_;
   std::map<std::size_t, OwnedFd> kept_;  // migrate=off: by worker
   OwnedFd last_resort_;                  // migrate=on
+  bool adopted_ = false;                 // another server's program steers the group yet
+  OwnedFd adopted_map_;                  // until `steering_` has it
 };
 
 std::unique_ptr<HandoffMethod> make_reuseport(MethodOptions& options) {
@@ -193,6 +272,7 @@ MethodEntry reuseport() {
                           "listener), or with migrate=on it moves to the other workers",
            .kernel_dispatches = true,
            .listener_per_worker = true,
+           .worker_calls = {CallGroup::accept},
            .variants = {"steer=cpu", "steer=least-loaded", "migrate=on", "steer=cpu,migrate=on",
                         "steer=least-loaded,migrate=on"}},
           make_reuseport};

@@ -165,8 +165,9 @@ WorkerLoads::~WorkerLoads() {
   ::munmap(loads_, map_bytes);
 }
 
-ReuseportSteering::ReuseportSteering(Steer steer, bool migrate, std::size_t workers)
-    : steer_(steer), migrate_(migrate), workers_(workers) {
+ReuseportSteering::ReuseportSteering(Steer steer, bool migrate, std::size_t workers,
+                                     OwnedFd adopted)
+    : steer_(steer), migrate_(migrate), workers_(workers), listeners_(std::move(adopted)) {
   if (!extended()) return;
   if (steer == Steer::least_loaded) {
     if (workers > most_steered) {
@@ -175,8 +176,10 @@ ReuseportSteering::ReuseportSteering(Steer steer, bool migrate, std::size_t work
     }
     loads_ = std::make_shared<WorkerLoads>();
   }
-  listeners_ = bpf::create_map(BPF_MAP_TYPE_REUSEPORT_SOCKARRAY, sizeof(std::uint32_t),
-                               sizeof(std::uint64_t), last_resort + 1);
+  if (!listeners_) {
+    listeners_ = bpf::create_map(BPF_MAP_TYPE_REUSEPORT_SOCKARRAY, sizeof(std::uint32_t),
+                                 sizeof(std::uint64_t), last_resort + 1);
+  }
   program_ = load_program();
 }
 
@@ -189,10 +192,23 @@ OwnedFd ReuseportSteering::load_program() const {
                            code);
 }
 
+bool ReuseportSteering::are_listeners(int map) {
+  return bpf::is_map(map, BPF_MAP_TYPE_REUSEPORT_SOCKARRAY, sizeof(std::uint64_t), last_resort + 1);
+}
+
 void ReuseportSteering::add(std::size_t worker, int listener) {
+  // A group ends with its last listener, and its program with it: so attach it every time.
+  attach(listener);
+  place(worker, listener);
+}
+
+void ReuseportSteering::place(std::size_t worker, int listener) {
+  if (extended()) bpf::put_fd(listeners_.get(), static_cast<std::uint32_t>(worker), listener);
+}
+
+void ReuseportSteering::attach(int listener) const {
   if (steer_ == Steer::hash && !migrate_) return;
   if (!extended()) return attach_by_cpu(listener, workers_);
-  // A group ends with its last listener, and its program with it: so attach it every time.
   checked(
       [&] {
         const int program = program_.get();
@@ -200,7 +216,6 @@ void ReuseportSteering::add(std::size_t worker, int listener) {
                             sizeof program);
       },
       "setsockopt SO_ATTACH_REUSEPORT_EBPF");
-  bpf::put_fd(listeners_.get(), static_cast<std::uint32_t>(worker), listener);
 }
 
 void ReuseportSteering::set_last_resort(int listener) {

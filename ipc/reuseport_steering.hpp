@@ -53,10 +53,21 @@ class ReuseportSteering {
  public:
   /// Throws SystemError for what this process may not do, UsageError for more workers than
   /// most_steered.
-  ReuseportSteering(Steer steer, bool migrate, std::size_t workers);
+  /// `adopted`: without migration, the listeners() of another server, whose places are taken already.
+  ReuseportSteering(Steer steer, bool migrate, std::size_t workers, OwnedFd adopted = OwnedFd());
 
   /// Worker `worker` has a new listener: steers to it from now on.
   void add(std::size_t worker, int listener);
+  /// The same, while another server's program decides for the group: it counts from attach() on.
+  void place(std::size_t worker, int listener);
+  /// The group of this listener is steered by this program from now on.
+  void attach(int listener) const;
+
+  /// Without migration, where an eBPF program steers: the listeners by worker, which another program can use
+  /// too (a listener has a place in one map at a time). Lent; -1 when there is no map.
+  [[nodiscard]] int listeners() const { return listeners_.get(); }
+  /// Whether a descriptor of which nothing is known can be that of listeners().
+  [[nodiscard]] static bool are_listeners(int map);
 
   /// Migrating: a listener that is chosen only when no worker has one.
   void set_last_resort(int listener);

@@ -63,28 +63,6 @@ Channel send_frame(int socket, std::span<const Handover> batch) {
   }
 }
 
-namespace {
-
-/// Takes every descriptor out of a message's control data; whatever is in it is owned afterwards.
-/// Returns the number of descriptors, also of those beyond `out`, which are closed.
-std::size_t take_descriptors(msghdr& message, std::span<Received> out) {
-  std::size_t count = 0;
-  for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr;
-       header = CMSG_NXTHDR(&message, header)) {
-    if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
-    const std::size_t here = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    for (std::size_t i = 0; i < here; ++i, ++count) {
-      int fd;
-      std::memcpy(&fd, CMSG_DATA(header) + i * sizeof(int), sizeof fd);
-      OwnedFd owned(fd);
-      if (count < out.size()) out[count].fd = std::move(owned);
-    }
-  }
-  return count;
-}
-
-}  // namespace
-
 ReceiveResult receive_frame(int socket, std::span<Received> batch, bool datagram) {
   ScmFrame frame;
   iovec data{&frame, sizeof frame};
@@ -104,7 +82,11 @@ ReceiveResult receive_frame(int socket, std::span<Received> batch, bool datagram
     if (errno == ECONNRESET) return {.state = Channel::closed};
     throw_system_error(errno, "recvmsg from {}", socket);
   }
-  const std::size_t descriptors = take_descriptors(message, batch);
+  std::size_t descriptors = 0;
+  take_descriptors(message, [&](OwnedFd descriptor) {
+    if (descriptors < batch.size()) batch[descriptors].fd = std::move(descriptor);
+    ++descriptors;
+  });
   const auto drop_all = [&] {
     for (std::size_t i = 0; i < std::min(descriptors, batch.size()); ++i) batch[i].fd.reset();
   };
@@ -139,7 +121,11 @@ namespace {
 class ScmSink : public ConnectionSink {
  public:
   ScmSink(OwnedFd socket, std::size_t batch, int worker_pidfd)
-      : socket_(std::move(socket)), batch_(batch), worker_pidfd_(worker_pidfd) {}
+      : socket_(std::move(socket)), batch_(batch), worker_pidfd_(worker_pidfd) {
+    // Nothing is ever read here: a worker that sends, descriptors above all, is told EPIPE by the kernel.
+    checked([&] { return ::shutdown(socket_.get(), SHUT_RD); }, "shutdown {} SHUT_RD",
+            socket_.get());
+  }
 
   SendResult send(std::span<const Handover> batch) override {
     SendResult result;
@@ -173,19 +159,21 @@ class ScmSink : public ConnectionSink {
 
 class ScmSource : public ConnectionSource {
  public:
-  ScmSource(OwnedFd socket, bool datagram, bool exclusive)
-      : socket_(std::move(socket)), datagram_(datagram), exclusive_(exclusive) {}
+  ScmSource(OwnedFd socket, bool datagram, bool exclusive, bool shared)
+      : socket_(std::move(socket)), datagram_(datagram), exclusive_(exclusive), shared_(shared) {}
 
   [[nodiscard]] int fd() const override { return socket_.get(); }
   ReceiveResult receive(std::span<Received> batch) override {
     return receive_frame(socket_.get(), batch, datagram_);
   }
   [[nodiscard]] bool exclusive_wake_up() const override { return exclusive_; }
+  [[nodiscard]] bool shared() const override { return shared_; }
 
  private:
   OwnedFd socket_;
   bool datagram_;
   bool exclusive_;
+  bool shared_;
 };
 
 }  // namespace
@@ -194,8 +182,9 @@ std::unique_ptr<ConnectionSink> make_scm_sink(OwnedFd socket, std::size_t batch,
   return std::make_unique<ScmSink>(std::move(socket), batch, worker_pidfd);
 }
 
-std::unique_ptr<ConnectionSource> make_scm_source(OwnedFd socket, bool datagram, bool exclusive) {
-  return std::make_unique<ScmSource>(std::move(socket), datagram, exclusive);
+std::unique_ptr<ConnectionSource> make_scm_source(OwnedFd socket, bool datagram, bool exclusive,
+                                                  bool shared) {
+  return std::make_unique<ScmSource>(std::move(socket), datagram, exclusive, shared);
 }
 
 namespace {
@@ -263,7 +252,8 @@ MethodFacts scm_facts(std::string_view name, std::string_view summary) {
           .privilege = "none",
           .syscalls = "acceptor 1/batch (sendmsg), worker 1/batch (recvmsg)",
           .isolation = "full: each side reaches only its own table",
-          .after_death = "nothing: the kernel drops messages in flight, the acceptor has copies"};
+          .after_death = "nothing: the kernel drops messages in flight, the acceptor has copies",
+          .worker_calls = {CallGroup::descriptors}};
 }
 
 std::unique_ptr<HandoffMethod> make_scm_method(int socket_type, MethodOptions& options) {

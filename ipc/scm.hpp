@@ -4,6 +4,8 @@
 // has tags. What arrives is treated as hostile (see receive_frame).
 #pragma once
 
+#include <sys/socket.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -40,6 +42,26 @@ struct ScmFrame {
 };
 static_assert(std::is_trivially_copyable_v<ConnectionTag>);
 
+/// Takes every descriptor out of a received message's control data, and gives those that were sent to
+/// `each` (an OwnedFd). To be called for every message, whatever it is: the kernel has installed them.
+/// Room for one descriptor may bring two, for CMSG_SPACE() rounds up (net/core/scm.c, scm_max_fds).
+template <typename Each>
+void take_descriptors(msghdr& message, Each&& each) {
+  constexpr int scm_pidfd = 4;  // SCM_PIDFD, Linux 6.5: what SO_PASSPIDFD adds
+  for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr;
+       header = CMSG_NXTHDR(&message, header)) {
+    const bool sent = header->cmsg_type == SCM_RIGHTS;
+    if (header->cmsg_level != SOL_SOCKET || (!sent && header->cmsg_type != scm_pidfd)) continue;
+    const std::size_t here = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (std::size_t i = 0; i < here; ++i) {
+      int number;
+      std::memcpy(&number, CMSG_DATA(header) + i * sizeof number, sizeof number);
+      OwnedFd descriptor(number);
+      if (sent) each(std::move(descriptor));
+    }
+  }
+}
+
 /// Sends one message with all of `batch` (1 to 253). Returns more, would_block, starved
 /// (ETOOMANYREFS: too many descriptors in flight for this user; ENOBUFS; errno says which) or closed.
 [[nodiscard]] Channel send_frame(int socket, std::span<const Handover> batch);
@@ -55,7 +77,8 @@ static_assert(std::is_trivially_copyable_v<ConnectionTag>);
 [[nodiscard]] std::unique_ptr<ConnectionSink> make_scm_sink(OwnedFd socket, std::size_t batch,
                                                             int worker_pidfd);
 [[nodiscard]] std::unique_ptr<ConnectionSource> make_scm_source(OwnedFd socket, bool datagram,
-                                                                bool exclusive);
+                                                                bool exclusive,
+                                                                bool shared = false);
 
 /// The link of a socket type; `batch` bounds the descriptors in a message.
 [[nodiscard]] std::unique_ptr<Link> open_scm_link(int socket_type, std::size_t batch);

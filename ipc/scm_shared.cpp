@@ -34,7 +34,7 @@ class SharedLink : public Link {
   }
   std::unique_ptr<ConnectionSource> worker_end() override {
     acceptors_.reset();
-    return make_scm_source(std::move(workers_), false, exclusive_);
+    return make_scm_source(std::move(workers_), false, exclusive_, true);
   }
   [[nodiscard]] std::vector<int> worker_descriptors() const override { return {workers_.get()}; }
 

@@ -125,6 +125,14 @@ class SeccompSink : public ConnectionSink {
   }
   [[nodiscard]] int writable_fd() const override { return -1; }
 
+  /// Mostly none is left: the worker counts what it has been given.
+  void released(const Handover& handover) override {
+    for (std::uint64_t position = answered_; position != offered_; ++position) {
+      int& lent = lent_[position % lent_.size()];
+      if (lent == handover.fd) lent = -1;
+    }
+  }
+
   /// Readable when a call waits. Until the worker has sent it: where it will come.
   [[nodiscard]] int attention_fd() override {
     if (introduction_) meet_worker();
@@ -155,12 +163,21 @@ class SeccompSink : public ConnectionSink {
     pollfd entry{introduction_.get(), POLLIN, 0};
     if (::poll(&entry, 1, 0) != 1) return;
     std::array<Received, receive_room> arrived;
-    if (receive_frame(introduction_.get(), arrived, false).received != 1) return;
+    try {
+      const ReceiveResult result = receive_frame(introduction_.get(), arrived, false);
+      if (result.state != Channel::more) return;  // it has ended
+      if (result.received != 1)
+        throw BrokenProtocol("it introduced itself with several descriptors");
+    } catch (const std::runtime_error& error) {
+      throw BrokenProtocol(error.what());
+    }
     listener_ = std::move(arrived[0].fd);
     introduction_.reset();
     std::uint64_t no_call = 0;
-    if (::ioctl(listener_.get(), SECCOMP_IOCTL_NOTIF_ID_VALID, &no_call) == 0 || errno != ENOENT)
-      return listener_.reset();
+    if (::ioctl(listener_.get(), SECCOMP_IOCTL_NOTIF_ID_VALID, &no_call) == 0 || errno != ENOENT) {
+      listener_.reset();
+      throw BrokenProtocol("it sent a descriptor that is no notification listener");
+    }
     // The worker sleeps until it is answered, so the acceptor may as well run where it ran. It is not
     // there before 6.6, and only speed.
     (void)::ioctl(listener_.get(), SECCOMP_IOCTL_NOTIF_SET_FLAGS,
@@ -168,8 +185,15 @@ class SeccompSink : public ConnectionSink {
   }
 
   void answer(const seccomp_notif& call) {
-    if (answered_ == offered_ || call.data.args[1] != answered_)
-      return (void)refuse(call.id, EPROTO);
+    if (answered_ == offered_ || call.data.args[1] != answered_) {
+      (void)refuse(call.id, EPROTO);
+      throw BrokenProtocol("it asked for a connection that is not the next");
+    }
+    // It said that it had it before it asked: the number may be another file's by now.
+    if (lent_[answered_ % lent_.size()] < 0) {
+      (void)refuse(call.id, EPROTO);
+      throw BrokenProtocol("it counted a connection before it asked for it");
+    }
     seccomp_notif_addfd install{};
     install.id = call.id;
     install.flags = SECCOMP_ADDFD_FLAG_SEND;
@@ -355,7 +379,8 @@ MethodEntry seccomp_addfd() {
        .syscalls = "acceptor 3 (poll, RECV, ADDFD), worker 1 (accept4), both woken each time; "
                    "the filter slows every other call of the worker",
        .isolation = "full as to tables; each side waits for the other in every hand-off",
-       .after_death = "nothing: the call is gone (ENOENT), and the acceptor has its copy"},
+       .after_death = "nothing: the call is gone (ENOENT), and the acceptor has its copy",
+       .worker_calls = {CallGroup::accept}},
       [](MethodOptions&) -> std::unique_ptr<HandoffMethod> {
         return std::make_unique<SeccompAddfd>();
       }};

@@ -197,7 +197,9 @@ MethodEntry shared_table() {
            .isolation = "none: anyone can use or close any descriptor of anyone, the listener too",
            .after_death = "every descriptor, until the acceptor sweeps them by its ledger",
            .shared_table = true,
-           .descriptors_in_flight = 1},
+           .descriptors_in_flight = 1,
+           .needs_trust = "a worker shares the acceptor's descriptors, so it can use and close "
+                          "all of them"},
           [](MethodOptions&) -> std::unique_ptr<HandoffMethod> {
             return std::make_unique<SharedTable>();
           }};

@@ -91,6 +91,15 @@ bool SocketAddress::is_loopback_v4() const {
          ntohl(reinterpret_cast<const sockaddr_in*>(&storage_)->sin_addr.s_addr) >> 24 == 127;
 }
 
+bool SocketAddress::fits(const SocketAddress& asked) const {
+  if (asked.family() != family() || (asked.port() != 0 && asked.port() != port())) return false;
+  const auto host = [](const SocketAddress& address) {
+    std::string text = address.text();
+    return text.substr(0, text.rfind(':'));
+  };
+  return host(asked) == host(*this);
+}
+
 std::string SocketAddress::text() const {
   char host[INET6_ADDRSTRLEN] = "";
   if (family() == AF_INET6) {
@@ -101,6 +110,29 @@ std::string SocketAddress::text() const {
   ::inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in*>(&storage_)->sin_addr, host,
               sizeof host);
   return fmt::format("{}:{}", host, port());
+}
+
+namespace {
+
+int option_of(int fd, int option) {
+  int value = -1;
+  socklen_t size = sizeof value;
+  return ::getsockopt(fd, SOL_SOCKET, option, &value, &size) == 0 ? value : -1;
+}
+
+bool is_tcp(int fd) {
+  const int domain = option_of(fd, SO_DOMAIN);
+  return (domain == AF_INET || domain == AF_INET6) && option_of(fd, SO_PROTOCOL) == IPPROTO_TCP;
+}
+
+}  // namespace
+
+bool is_tcp_listener(int fd) {
+  return is_tcp(fd) && option_of(fd, SO_ACCEPTCONN) == 1;
+}
+
+bool is_tcp_connection(int fd) {
+  return is_tcp(fd) && option_of(fd, SO_ACCEPTCONN) == 0;
 }
 
 OwnedFd listen_tcp(const SocketAddress& address, const ListenOptions& options) {

@@ -33,6 +33,8 @@ class SocketAddress {
   [[nodiscard]] socklen_t size() const { return size_; }
   [[nodiscard]] int family() const { return storage_.ss_family; }
   [[nodiscard]] std::uint16_t port() const;
+  /// Whether a listener at this address is what was asked for: the same, where port 0 is any.
+  [[nodiscard]] bool fits(const SocketAddress& asked) const;
   /// True for 127.0.0.0/8, where every address is this machine's own.
   [[nodiscard]] bool is_loopback_v4() const;
   /// HOST:PORT in numbers, [HOST]:PORT for IPv6.
@@ -50,6 +52,10 @@ struct ListenOptions {
 
 /// Opens a non-blocking, close-on-exec TCP listener. Throws SystemError: EADDRINUSE, EACCES, ...
 [[nodiscard]] OwnedFd listen_tcp(const SocketAddress& address, const ListenOptions& options);
+
+/// Whether a descriptor, of which nothing is known, is a TCP socket that listens; or one that does not.
+[[nodiscard]] bool is_tcp_listener(int fd);
+[[nodiscard]] bool is_tcp_connection(int fd);
 
 /// The accept queue of a listener, from TCP_INFO: for a listening socket tcpi_unacked is the number
 /// of connections waiting in it and tcpi_sacked its limit (net/ipv4/tcp.c, tcp_get_info).

@@ -2,11 +2,13 @@
 
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 
 #include <cstring>
 #include <stdexcept>
 
+#include "ipc/scm.hpp"
 #include "ipc/syscall.hpp"
 
 namespace c10k {
@@ -37,6 +39,11 @@ OwnedFd memfd_with(std::span<const std::byte> bytes) {
 }
 
 std::vector<std::byte> bytes_of(int memfd, std::size_t size) {
+  // Before there is memory for what it says, and before anything is read that is no file.
+  struct stat file {};
+  checked([&] { return ::fstat(memfd, &file); }, "fstat memfd");
+  if (!S_ISREG(file.st_mode) || static_cast<std::size_t>(file.st_size) < size)
+    throw std::runtime_error("a snapshot shorter than it says");
   std::vector<std::byte> bytes(size);
   std::size_t got = 0;
   while (got < size) {
@@ -122,23 +129,24 @@ Channel receive_message(int socket, TcpMessage& result) {
     if (errno == ECONNRESET) return Channel::closed;
     throw_system_error(errno, "recvmsg from {}", socket);
   }
-  // There is room for one descriptor, so the kernel has installed no more.
   OwnedFd beside;
-  const cmsghdr* rights = CMSG_FIRSTHDR(&message);
-  if (rights != nullptr && rights->cmsg_level == SOL_SOCKET && rights->cmsg_type == SCM_RIGHTS &&
-      rights->cmsg_len == CMSG_LEN(sizeof(int))) {
-    int fd = -1;
-    std::memcpy(&fd, CMSG_DATA(rights), sizeof fd);
-    beside.reset(fd);
-  }
+  std::size_t descriptors = 0;
+  take_descriptors(message, [&](OwnedFd descriptor) {
+    beside = std::move(descriptor);
+    ++descriptors;
+  });
   if (got == 0) return Channel::closed;
   const auto size = static_cast<std::size_t>(got);
   const std::size_t inline_size =
       size >= sizeof header && header.kind == Kind::snapshot ? header.state.queue_bytes() : 0;
+  // At this process's descriptor limit the one that was sent is gone.
+  const bool cut = (message.msg_flags & MSG_CTRUNC) != 0;
   if (size != sizeof header + inline_size || header.magic != expected_magic ||
-      header.kind > Kind::descriptor || (message.msg_flags & MSG_TRUNC) != 0)
+      header.kind > Kind::descriptor || (message.msg_flags & MSG_TRUNC) != 0 ||
+      (!cut && descriptors != (header.kind == Kind::snapshot ? 0 : 1)))
     throw std::runtime_error(fmt::format("recvmsg: {} bytes that are no connection", size));
 
+  if (cut) beside.reset();
   result.tag = header.tag;
   result.snapshot.reset();
   result.descriptor.reset();
@@ -146,7 +154,7 @@ Channel receive_message(int socket, TcpMessage& result) {
     result.snapshot = {header.state, {inline_bytes.begin(), inline_bytes.begin() + inline_size}};
   } else if (header.kind == Kind::descriptor) {
     result.descriptor = std::move(beside);
-  } else if (beside) {  // else at this process's descriptor limit it is gone (MSG_CTRUNC)
+  } else if (beside) {
     result.snapshot = {header.state, bytes_of(beside.get(), header.state.queue_bytes())};
   }
   return Channel::more;

@@ -52,7 +52,7 @@ constexpr std::size_t rebuilds_per_call = 32;
 /// What the worker says to the sink; it is the only writer.
 struct Progress {
   alignas(64) std::atomic<std::uint64_t> done{0};
-  std::array<std::atomic<bool>, most_in_flight> refused{};  ///< by message, modulo the size
+  std::array<std::atomic<std::uint8_t>, most_in_flight> refused{};  ///< by message, modulo the size
 };
 using SharedProgress = std::shared_ptr<SharedArray<Progress>>;
 
@@ -142,7 +142,7 @@ class RepairSink : public ConnectionSink {
       if (kept.done || kept.sequence >= done) return false;
       kept.done = true;
       kept.refused =
-          progress.refused[kept.sequence % most_in_flight].load(std::memory_order_relaxed);
+          progress.refused[kept.sequence % most_in_flight].load(std::memory_order_relaxed) != 0;
       if (!kept.refused) kept_bytes_ -= kept.snapshot.queues.size();
       return !kept.refused;
     });
@@ -274,13 +274,14 @@ class RepairSource : public ConnectionSource {
     }
     if (!message.snapshot) return settle(Arrival::refused, EMFILE);
     try {
-      const auto& [state, queues] = *message.snapshot;
+      const TcpState& state = message.snapshot->state;
       OwnedFd socket(checked(
           [&] {
             return ::socket(state.local.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
           },
           "socket TCP"));
-      rebuild_tcp(socket.get(), state, queues, *guard_, AfterRebuild::ask_if_needed);
+      rebuild_tcp(socket.get(), state, message.snapshot->queues, *guard_,
+                  AfterRebuild::ask_if_needed);
       arrived.fd = std::move(socket);
     } catch (const SystemError& error) {
       // No descriptor, no memory, or another socket for the same connection. The acceptor tries again.
@@ -293,7 +294,7 @@ class RepairSource : public ConnectionSource {
   Arrival settle(Arrival arrival, int error) {
     Progress& progress = (*progress_)[0];
     const std::uint64_t sequence = progress.done.load(std::memory_order_relaxed);
-    progress.refused[sequence % most_in_flight].store(arrival == Arrival::refused,
+    progress.refused[sequence % most_in_flight].store(arrival == Arrival::refused ? 1 : 0,
                                                       std::memory_order_relaxed);
     progress.done.store(sequence + 1, std::memory_order_release);
     error_ = error;
@@ -395,7 +396,8 @@ MethodEntry tcp_repair() {
        .syscalls = "acceptor 25, worker 20",
        .isolation = "descriptors apart, but CAP_NET_ADMIN lets a worker take over any connection",
        .after_death = "nothing: the sink rebuilds what was under way in the acceptor's copies",
-       .consumes_connection = true},
+       .consumes_connection = true,
+       .needs_trust = "a worker rebuilds connections, so it must have CAP_NET_ADMIN"},
       [](MethodOptions& options) -> std::unique_ptr<HandoffMethod> {
         return std::make_unique<TcpRepair>(options.flag("guard", true));
       }};

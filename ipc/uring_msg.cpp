@@ -23,6 +23,7 @@
 #include <algorithm>
 #include <array>
 #include <climits>
+#include <cstring>
 #include <vector>
 
 #include "ipc/methods.hpp"
@@ -96,7 +97,9 @@ class UringSink : public ConnectionSink {
   /// Publishes what has arrived, in the order in which it was sent.
   void attend() override {
     sender_.reap([&](std::uint64_t position, int slot) {
-      if (slot < 0 && !is_shortage(-slot)) throw_system_error(-slot, "io_uring MSG_RING");
+      // A worker that leaves its ring and its table alone gives no other reason for a failure.
+      if (slot < 0 && !is_shortage(-slot))
+        throw BrokenProtocol(fmt::format("its ring refuses a file: {}", ::strerror(-slot)));
       if (position - published_ < sent_.size()) sent_[position - published_].number = slot;
     });
     std::size_t count = 0;
@@ -160,16 +163,21 @@ class UringSource : public ConnectionSource {
     const std::size_t there = std::min({ring_.waiting(), batch.size(), std::size_t{most_at_once}});
     ReceiveResult result;
     std::size_t arrived = 0;
-    while (arrived < there && ring_.peek(arrived).number >= 0) {
-      batch[arrived].tag = ring_.peek(arrived).tag;
-      ++arrived;
+    // Each number is read once: whoever writes them may go on writing.
+    std::array<int, most_at_once> slots;
+    for (; arrived < there; ++arrived) {
+      const NumberedConnection next = ring_.peek(arrived);
+      batch[arrived].tag = next.tag;
+      slots[arrived] = next.number;
+      if (next.number < 0) break;
     }
     if (arrived != 0) {
-      install(batch.first(arrived), result);
+      install(batch.first(arrived), slots, result);
     } else if (there != 0) {  // it found no place in the table
-      batch[0].tag = ring_.peek(0).tag;
       result.refused = 1;
-      result.error = -ring_.peek(0).number;
+      result.error = slots[0] == INT_MIN ? 0 : -slots[0];
+      if (!is_shortage(result.error))
+        throw std::runtime_error("uring-msg: neither a slot nor a shortage");
     }
     ring_.advance(result.received + result.refused);
     result.state = sleep_on(ring_, bell_);
@@ -178,33 +186,34 @@ class UringSource : public ConnectionSource {
 
  private:
   /// Descriptors for the first slots, which are empty afterwards.
-  void install(std::span<Received> batch, ReceiveResult& result) {
+  void install(std::span<Received> batch, std::span<const int> slots, ReceiveResult& result) {
     for (std::size_t i = 0; i < batch.size(); ++i) {
       io_uring_sqe* sqe = uring_.entry();
-      ::io_uring_prep_rw(op_fixed_fd_install, sqe, ring_.peek(i).number, nullptr, 0, 0);
+      ::io_uring_prep_rw(op_fixed_fd_install, sqe, slots[i], nullptr, 0, 0);
       ::io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
       sqe->user_data = i;
     }
     // The kernel's search for a free slot goes upwards, so these are a few runs.
     for (std::size_t i = 0; i < batch.size();) {
       std::size_t run = 1;
-      const int first = ring_.peek(i).number;
-      while (i + run < batch.size() && ring_.peek(i + run).number == first + static_cast<int>(run))
-        ++run;
-      uring_.set_files(nothing(run), static_cast<unsigned>(first));
+      while (i + run < batch.size() && slots[i + run] - slots[i] == static_cast<int>(run)) ++run;
+      uring_.set_files(nothing(run), static_cast<unsigned>(slots[i]));
       i += run;
     }
     uring_.submit(static_cast<unsigned>(batch.size()));
     result.received = batch.size();
+    int failed = 0;
     uring_.reap([&](std::uint64_t i, int fd) {
       if (fd >= 0) {
         batch[i].fd = OwnedFd(fd);
         return;
       }
-      if (!is_shortage(-fd)) throw_system_error(-fd, "io_uring FIXED_FD_INSTALL");
+      if (!is_shortage(-fd)) failed = -fd;
       result.error = -fd;
       result.received = std::min<std::size_t>(result.received, i);
     });
+    // After all, or the descriptors of those behind it would be nobody's.
+    if (failed != 0) throw_system_error(failed, "io_uring FIXED_FD_INSTALL");
     // Those behind one that failed are refused with it, or the order would be lost.
     result.refused = batch.size() - result.received;
     for (Received& refused : batch.subspan(result.received)) refused.fd.reset();
@@ -222,7 +231,11 @@ class UringLink : public Link {
     checked([&] { return ::getrlimit(RLIMIT_NOFILE, &limit); }, "getrlimit RLIMIT_NOFILE");
     capacity_ = std::min<std::size_t>(NumberRing::slots, limit.rlim_cur);
     // The acceptor needs the descriptor and not the mappings.
-    const Uring uring(2 * most_at_once, 4 * most_at_once, 0, static_cast<unsigned>(capacity_));
+    Uring uring(2 * most_at_once, 4 * most_at_once, IORING_SETUP_R_DISABLED,
+                static_cast<unsigned>(capacity_));
+    // All that its source does; the kernel puts the files in on the acceptor's behalf.
+    constexpr std::array operations{op_fixed_fd_install, IORING_OP_FILES_UPDATE + 0};
+    uring.restrict_to(operations, IOSQE_FIXED_FILE | IOSQE_CQE_SKIP_SUCCESS, {});
     params_ = uring.params();
     workers_ring_ = duplicate(uring.fd());
   }
@@ -286,7 +299,8 @@ MethodEntry uring_msg() {
            .syscalls = "acceptor 1/batch, worker 1/batch (io_uring_enter); a write and a read per "
                        "wake-up",
            .isolation = "full: each side reaches only its own table",
-           .after_death = "the open files in the worker's ring, until the acceptor drops the ring"},
+           .after_death = "the open files in the worker's ring, until the acceptor drops the ring",
+           .worker_calls = {CallGroup::uring}},
           [](MethodOptions&) -> std::unique_ptr<HandoffMethod> {
             return std::make_unique<UringMsg>();
           }};

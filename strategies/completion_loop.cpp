@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <array>
 #include <cassert>
 
 #include "ipc/socket.hpp"
@@ -70,8 +71,17 @@ class CompletionLoop::Watch : public Completer {
   short mask_ = 0;
 };
 
-CompletionLoop::CompletionLoop(unsigned entries, unsigned completions)
-    : ring_(entries, completions, IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN) {
+CompletionLoop::CompletionLoop(unsigned entries, unsigned completions, std::span<const int> only)
+    : ring_(entries, completions,
+            IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
+                (only.empty() ? 0 : IORING_SETUP_R_DISABLED)) {
+  if (!only.empty()) {
+    std::vector<int> operations{IORING_OP_POLL_ADD, IORING_OP_ASYNC_CANCEL, IORING_OP_CLOSE};
+    operations.insert(operations.end(), only.begin(), only.end());
+    const std::array registrations{IORING_REGISTER_PBUF_RING + 0, IORING_UNREGISTER_PBUF_RING + 0,
+                                   IORING_REGISTER_RING_FDS + 0, IORING_UNREGISTER_RING_FDS + 0};
+    ring_.restrict_to(operations, IOSQE_CQE_SKIP_SUCCESS | IOSQE_BUFFER_SELECT, registrations);
+  }
   ring_.keep_from_children();
   // Each io_uring_enter then spares the kernel the search for the ring's file. It is no worse without.
   (void)::io_uring_register_ring_fd(&ring_.raw());
@@ -195,10 +205,10 @@ Support probe_completion_loop() {
     CompletionLoop loop(8, 16);
     ProvidedBuffers buffers(loop.ring(), 0, 4, 64);
     Trial trial;
-    auto [left, right] = unix_pair(SOCK_STREAM);
-    checked([&] { return ::send(right.get(), "x", 1, MSG_NOSIGNAL); }, "send");
+    const auto ends = unix_pair(SOCK_STREAM);
+    checked([&] { return ::send(ends.second.get(), "x", 1, MSG_NOSIGNAL); }, "send");
     loop.begin(trial, 0, [&](io_uring_sqe* sqe) {
-      ::io_uring_prep_recv_multishot(sqe, left.get(), nullptr, 0, 0);
+      ::io_uring_prep_recv_multishot(sqe, ends.first.get(), nullptr, 0, 0);
       buffers.choose(sqe);
     });
     loop.at_end_of_turn([&] {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "ipc/handoff.hpp"
@@ -32,7 +33,9 @@ class CompletionLoop : public Loop {
   /// `entries` are submitted at once at most; up to `completions` may wait without the kernel having to
   /// put them aside (it loses none). Make it in the thread that runs it: the kernel takes submissions
   /// from no other one (IORING_SETUP_SINGLE_ISSUER).
-  explicit CompletionLoop(unsigned entries = 512, unsigned completions = 4096);
+  /// With `only`, the ring never runs any operation (IORING_OP_...) but those, and those of this class.
+  explicit CompletionLoop(unsigned entries = 512, unsigned completions = 4096,
+                          std::span<const int> only = {});
 
   ~CompletionLoop() override;
 

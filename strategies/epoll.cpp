@@ -91,6 +91,7 @@ PollerEntry epoll_poller() {
           .edge_triggered = true,
           .exclusive = true,
           .update_is_syscall = true,
+          .calls = CallGroup::wait_epoll,
           .make = []() -> std::unique_ptr<Poller> { return std::make_unique<EpollPoller>(); }};
 }
 

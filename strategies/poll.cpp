@@ -62,6 +62,7 @@ class PollPoller : public Poller {
 PollerEntry poll_poller() {
   return {.name = "poll",
           .summary = "poll(2): one array, copied in at every call",
+          .calls = CallGroup::wait_poll,
           .make = []() -> std::unique_ptr<Poller> { return std::make_unique<PollPoller>(); }};
 }
 

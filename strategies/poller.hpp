@@ -7,6 +7,8 @@
 #include <span>
 #include <string_view>
 
+#include "ipc/confinement.hpp"
+
 namespace c10k {
 
 /// What to wait for on a descriptor.
@@ -71,6 +73,7 @@ struct PollerEntry {
   bool edge_triggered = false;     ///< Reports a change once, unless asked for the level.
   bool exclusive = false;          ///< Honours Interest::exclusive.
   bool update_is_syscall = false;  ///< Adding a descriptor costs a system call.
+  CallGroup calls;                 ///< What it calls.
   std::unique_ptr<Poller> (*make)();
 };
 

@@ -85,6 +85,7 @@ class SelectPoller : public Poller {
 PollerEntry select_poller() {
   return {.name = "select",
           .summary = "select(2) with bitmaps of any length: no limit of 1024",
+          .calls = CallGroup::wait_select,
           .make = []() -> std::unique_ptr<Poller> { return std::make_unique<SelectPoller>(); }};
 }
 

@@ -21,7 +21,7 @@ def cell(way: spec.Way, load: spec.Workload, repetition: int, **what: Any) -> Ce
     return {
         "schema": store.CELL_SCHEMA, "way": way.name, "workload": load.name, "repetition": repetition, "order": 1,
         "status": "ok", "reason": "", "server_options": list(way.server), "client_options": list(load.client),
-        "server_program": "c10k-server", "client_program": "c10k-client", "held": None, "crashes": None,
+        "server_program": "c10k-server", "client_program": "c10k-client", "held": None, "faults": None,
         "netstat": {}, "host_cpu": 0.9, "other_cpu": 0.0, "elapsed_s": 0.2, **what,
     }
 

@@ -287,8 +287,8 @@ class Server(Program):
         if report:
             books = report["books"]
             assert books["balanced"] and books["active"] == 0 and books["in_hand_off"] == 0, books
-            assert books["accepted"] == sum(
-                books[key] for key in ("served", "redelivered_and_served", "shed", "lost")
+            assert books["accepted"] + books["adopted"] == sum(
+                books[key] for key in ("served", "redelivered_and_served", "shed", "lost", "handed_on")
             ), books
         return Finished(code, out, err, report)
 

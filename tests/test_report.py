@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import made_up_runs  # noqa: E402
 from made_up_runs import ROOT  # noqa: E402
-from matrix import charts, crashes, figures, findings, page, pictures, points, rows, spec, store, topics  # noqa: E402
+from matrix import charts, figures, findings, losses, page, pictures, points, rows, spec, store, topics  # noqa: E402
 
 INSPECT = str(ROOT / "experiments" / "inspect")
 QUICK = ROOT / "experiments" / "reference" / "quick"
@@ -60,7 +60,7 @@ ONLY_CRR = ["anatomy", "inherited-listener*", "peers"]
 LOADS = [
     load("crr", 64, not_ways=[]),
     load("crr-256", 256, not_ways=ONLY_CRR),
-    load("kill", 64, "--rate", "2000", ways=["methods"], not_ways=ONLY_CRR, kill_every_s=0.4),
+    load("kill", 64, "--rate", "2000", ways=["methods"], not_ways=ONLY_CRR, fault="kill", every_s=0.4),
 ]
 # Connections per second and the server's CPU per connection, acceptor and workers, us.
 FIGURES = {
@@ -88,7 +88,7 @@ def cell(of: spec.Way, workload: spec.Workload, repetition: int) -> dict[str, An
     rate, acceptor, worker = (value * noise for value in FIGURES[of.name])
     if of.group:
         acceptor, worker = (value * DRIFT[repetition - 1] for value in (acceptor, worker))
-    killed = bool(workload.kill_every_s)
+    killed = bool(workload.fault)
     lost = 4 if killed and of.name == HOSTILE else 0
     failed = (of.name, workload.name) == ("poll", "crr-256") or (of.name, workload.name, repetition) == ONE_FAILED
     return made_up_runs.cell(
@@ -96,7 +96,8 @@ def cell(of: spec.Way, workload: spec.Workload, repetition: int) -> dict[str, An
         status="failed" if failed else "ok",
         reason=f"fell over: {HOSTILE}" if failed else "",
         netstat={"ListenOverflows": 3 * (of.name == HOSTILE)},
-        crashes={"kills": [{"at_s": 0.4, "pid": 1, "worker": 0}] * 5, "hung": lost} if killed else None,
+        faults={"kind": "kill", "events": [{"at_s": 0.4, "pid": 1, "worker": 0, "whole_s": 0.02}] * 5, "hung": lost,
+                "descriptors_left": 0, "processes_left": 0} if killed else None,
         client={
             "attempts": 1000,
             "outcomes": {"echoed": 1000 - lost, "reset": lost},
@@ -260,12 +261,12 @@ class Judgement(unittest.TestCase):
 
     def section(self, name: str, *lost: int) -> rows.Section:
         """Ways that lost so many attempts in 50 kills each."""
-        load = spec.Workload(name, "crr", "", (), 9, 1, kill_every_s=0.4)
+        load = spec.Workload(name, "crr", "", (), 9, 1, fault="kill", every_s=0.4)
         ways = []
         for index, count in enumerate(lost):
-            low, high = crashes.poisson_interval(count)
-            ways.append(rows.Row(name, f"way {index}", kills=50, kill_failed={"reset": count},
-                                 lost_per_kill=count / 50, lost_per_kill_interval=(low / 50, high / 50)))
+            low, high = losses.poisson_interval(count)
+            ways.append(rows.Row(name, f"way {index}", fault="kill", events=50, lost_in_faults=count,
+                                 lost_per_event=count / 50, lost_per_event_interval=(low / 50, high / 50)))
         return rows.Section(load, figures.figure_of(load), ways, "way 0", {})
 
     def kills(self, *lost: int) -> dict[str, str]:
@@ -275,8 +276,8 @@ class Judgement(unittest.TestCase):
     def test_of_few_losses_no_way_is_said_to_lose_more(self) -> None:
         said = self.kills(0, 3, 0, 1)
         self.assertEqual(list(said), ["Lose connections"])
-        losses = r"Lost: way 1 3 in 50 kills; way 3 1 in 50 kills\. None seen lost in 100 kills: way 0; way 2\."
-        self.assertRegex(said["Lose connections"], f"^No difference seen between the 4 ways: .*{losses}")
+        lost = r"Lost: way 1 3 in 50 kills; way 3 1 in 50 kills\. None seen lost in 100 kills: way 0; way 2\."
+        self.assertRegex(said["Lose connections"], f"^No difference seen between the 4 ways: .*{lost}")
         self.assertIn("in 200 kills in all: at most 0.074 per kill", self.kills(0, 0, 0, 0)["None seen lost"])
 
     def test_each_load_with_kills_is_judged_by_itself(self) -> None:

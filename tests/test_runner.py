@@ -20,8 +20,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from matrix_support import BOUND_S, ROOT, Case  # noqa: E402
-from matrix import crashes, pins, spec, store  # noqa: E402
-from matrix.process import Child, Waiter  # noqa: E402
+from matrix import pins, spec, store  # noqa: E402
+from matrix.process import Child, Waiter
 from process_support import BIN_DIR  # noqa: E402
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -49,17 +49,6 @@ summary = "short"
 client = ["--connections", "16", "--processes", "2", "--duration", "0.1"]
 limit_s = 20
 expected_s = 0.2
-"""
-KILL = """
-[[workload]]
-name = "kill"
-kind = "crr"
-summary = "workers killed"
-client = ["--connections", "16", "--rate", "1000", "--duration", "1.2", "--timeout", "2"]
-ways = ["scm-seqpacket", "inherited-listener"]
-kill_every_s = 0.3
-limit_s = 20
-expected_s = 2
 """
 
 
@@ -278,72 +267,26 @@ class Killed(Case):
         self.kill_and_resume(self.fresh("--seed", "5"), 6, 1.5)
         self.assertEqual(len(self.cells()), 16)
 
-
-class Faults(Case):
-    """The workload that kills workers, with the real programs."""
-
-    def test_kills_are_recorded_with_what_they_cost(self) -> None:
-        (self.folder / "test.toml").write_text(REAL + KILL)
-        command = [*self.command(str(self.folder / "test.toml"), "--output", str(self.run_folder), "--only", "kill"),
-                   "--bin-dir", str(BIN_DIR), "--seed", "3"]
-        self.call(command)
-        cells = self.cells()
-        self.assertEqual(len(cells), 4)
-        for cell in cells:
-            kills = cell["crashes"]["kills"]
-            self.assertGreaterEqual(len(kills), 2)
-            times = [kill["at_s"] for kill in kills]
-            self.assertEqual(times, sorted(times))
-            self.assertTrue(0.15 <= times[0] <= 0.6, times)
-            self.assertTrue(all(later - earlier >= 0.14 for earlier, later in zip(times, times[1:])), times)
-            self.assertEqual(len({kill["pid"] for kill in kills}), len(kills))
-            self.assertTrue({kill["worker"] for kill in kills} <= {0, 1})
-            self.assertEqual(cell["server"]["worker_deaths"], len(kills))
-            self.assertIs(cell["server"]["books"]["balanced"], True)
-            self.assertEqual(sum(cell["client"]["outcomes"].values()), cell["client"]["attempts"])
-        row = self.rows()["kill", "scm-seqpacket"]
-        of_row = [cell for cell in cells if cell["way"] == "scm-seqpacket"]
-        failed = sum(cell["client"]["attempts"] - cell["client"]["outcomes"]["echoed"] for cell in of_row)
-        self.assertEqual(row.kills, sum(len(cell["crashes"]["kills"]) for cell in of_row))
-        self.assertEqual(sum((row.kill_failed or {}).values()), failed)
-        assert row.kills and row.lost_per_kill_interval and row.lost_per_kill is not None
-        self.assertAlmostEqual(row.lost_per_kill, failed / row.kills)
-        self.assertTrue(row.lost_per_kill_interval[0] <= row.lost_per_kill < row.lost_per_kill_interval[1])
-        self.assertEqual(row.worker_deaths, 0, "these deaths are no faults")
-
-    def shell(self, command: str) -> Child:
-        child = Child(["/bin/sh", "-c", command], self.folder, "shell", pipe_stdout=True)
-        self.addCleanup(child.end)
-        return child
-
-    def test_a_seed_gives_the_same_moments(self) -> None:
-        with Waiter() as waiter:
-            server = self.shell("sleep 600 & sleep 600 & echo listening; wait")
-            server.first_line(waiter, time.monotonic() + BOUND_S)
-            first, again, other = (crashes.Killer(server, waiter, 0.4, seed)._pause() for seed in ("1", "1", "2"))
-            self.assertEqual(first, again)
-            self.assertNotEqual(first, other)
-            with self.assertRaises(crashes.NoWorker):
-                crashes.Killer(self.shell("exec sleep 600"), waiter, 0.4, "1")
-
-    def test_a_server_that_ends_is_not_waited_for(self) -> None:
-        with Waiter() as waiter:
-            server, client = self.shell("sleep 600 & echo listening; wait; exit 3"), self.shell("exec sleep 600")
-            server.first_line(waiter, time.monotonic() + BOUND_S)
-            killer = crashes.Killer(server, waiter, 0.01, "1")
-            self.assertFalse(killer.follow(client, time.monotonic() + BOUND_S))
-            self.assertEqual((len(killer.record["kills"]), server.end()), (1, 3))
-
-    def test_attempts_over_a_second_are_hung(self) -> None:
-        outcomes = {"echoed": 9, "timeout": 3, "reset": 1}
-        client = {"latency": {"buckets_ns": [[5e8, 7], [1.5e9, 2]]}, "outcomes": outcomes}
-        self.assertEqual(crashes.hung(client), 5)
-
-    def test_the_interval_is_the_exact_one(self) -> None:
-        # Garwood's, as tables of chi-square quantiles give it.
-        for count, low, high in ((0, 0, 3.6889), (1, 0.0253, 5.5716), (10, 4.7954, 18.3904), (100, 81.3640, 121.6272)):
-            for found, right in zip(crashes.poisson_interval(count), (low, high)):
-                self.assertAlmostEqual(found, right, places=3)
+    def test_what_a_server_leaves_ends_with_it(self) -> None:
+        """As an upgrade leaves the new server: an orphan in the process group of the first."""
+        script = f"""
+import pathlib, sys, time
+sys.path.insert(0, {str(ROOT / "experiments")!r})
+from matrix.process import Child, Waiter, adopt_orphans
+adopt_orphans()
+with Waiter() as waiter, Child(["/bin/sh", "-c", "sleep 600 & echo listening"], pathlib.Path({str(self.folder)!r}),
+                               "server", pipe_stdout=True, guarded=True) as server:
+    assert server.ended(waiter, time.monotonic() + 20)
+    (left,) = server.members()
+    print(left, flush=True)
+    time.sleep(600)
+"""
+        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as runner:
+            assert runner.stdout
+            left = int(runner.stdout.readline())
+            self.assertIn(b"sleep", Path(f"/proc/{left}/cmdline").read_bytes())
+            runner.kill()
+        self.reap_all()
 
 
 class Pins(Case):

@@ -63,6 +63,11 @@ class Reading(Case):
                                                "--loop", "uring"))
         self.assertEqual(self.load(WHOLE).ways[1].name, "scm-seqpacket")
 
+    def test_retain_is_an_axis(self) -> None:
+        made = self.load(WHOLE.replace("workers = 2", "workers = 2\nretain = [false, true]"))
+        self.assertEqual([(way.name, "--retain" in way.server) for way in made.ways[1:3]],
+                         [("scm-seqpacket", False), ("scm-seqpacket, retain", True)])
+
     def test_connections_make_a_workload_each(self) -> None:
         made = self.load(WHOLE + "connections = [16, 4096]\n")
         self.assertEqual([(load.name, load.summary, load.client[-2:]) for load in made.workloads],
@@ -84,6 +89,14 @@ class Reading(Case):
         for name in spec.names():
             made = spec.load(name)
             self.assertEqual(spec.Matrix.from_json(made.to_json()), made)
+
+    def test_a_run_from_before_there_were_other_faults_is_read(self) -> None:
+        made = self.load(WHOLE + 'ways = ["methods"]\nfault = "kill"\nevery_s = 0.4\n')
+        old = made.to_json()
+        for load in old["workloads"]:
+            del load["fault"]
+            load["kill_every_s"] = load.pop("every_s")
+        self.assertEqual(spec.Matrix.from_json(old), made)
 
     def test_what_is_wrong_is_one_line_that_says_what_is_allowed(self) -> None:
         for wrong, *parts in (
@@ -120,7 +133,14 @@ class Reading(Case):
             (WHOLE + "connections = []\n", "connections is a list of numbers"),
             (WHOLE + "pin = {acceptor = [0], boss = [1]}\n", "'boss'", "acceptor, workers, client"),
             (WHOLE + "pin = {acceptor = 0}\n", "pin.acceptor is 0", "[0]"),
-            (WHOLE + "kill_every_s = 0.4\n", "kill_every_s", "methods"),
+            (WHOLE + 'fault = "kill"\nevery_s = 0.4\n', "with 'fault'", "methods"),
+            (WHOLE + 'ways = ["methods"]\nfault = "kil"\nevery_s = 0.4\n', "'kil'", "kill, stop, pause, acceptor"),
+            (WHOLE + 'ways = ["methods"]\nfault = "kill"\n', "with 'fault', every_s", "above 0"),
+            (WHOLE + 'ways = ["methods"]\nevery_s = 0.4\n', "unknown fault", "kill, stop"),
+            (WHOLE + 'ways = ["methods"]\nfault = "stop"\nevery_s = 0.4\n', "--duration above 1.6"),
+            (WHOLE + "kill_every_s = 0.4\n", "unknown key 'kill_every_s'", "every_s"),
+            (WHOLE.replace("workers = 2", "workers = 2\nretain = true"), "retain is True", "list"),
+            (WHOLE.replace("workers = 2", "workers = 2\nretain = [1]"), "retain holds 1", "true and false"),
             (WHOLE + WORKLOAD, "2 workloads are called 'crr'"),
             (HEAD + SERVER, "'workload' is missing"),
             (HEAD + "server = 5\n" + WORKLOAD, "server is 5", "dict"),
@@ -182,6 +202,23 @@ class Shipped(unittest.TestCase):
         self.assertEqual({way.needs for way in full.ways if way.kind == "peers"}, set(peers.SERVERS))
         # As many as the recorded calibration shows to be enough.
         self.assertEqual(full.repetitions_of(full.workloads[0]), max(calibration.LENGTHS))
+
+    def test_faults_has_every_method_and_retains_wherever_that_can_be(self) -> None:
+        matrix = spec.load("faults")
+        tools = Tools(BIN_DIR)
+        tools.ask()
+        methods = {entry["name"]: entry["why_not_retained"] for entry in tools.listed["methods"]}
+        self.assertEqual({load.fault for load in matrix.workloads}, set(spec.FAULTS))
+        for load in matrix.workloads:
+            with self.subTest(workload=load.name):
+                taken = [way for way in matrix.ways if load.takes(way)]
+                retained = {way.needs for way in taken if "--retain" in way.server}
+                self.assertTrue(load.has_rate, "a closed loop stands still with the server")
+                self.assertFalse({name for name in retained if methods[name]})
+                if load.fault != "upgrade":
+                    self.assertEqual({way.needs for way in taken}, set(methods))
+                if load.fault in ("kill", "stop"):
+                    self.assertEqual(retained, {name for name, reason in methods.items() if not reason})
 
 
 if __name__ == "__main__":

@@ -9,9 +9,12 @@
 #include "experiments/client/schedule.hpp"
 #include "ipc/latency_histogram.hpp"
 #include "ipc/listener_source.hpp"
+#include "ipc/multiprocessing.hpp"
+#include "ipc/number_ring.hpp"
 #include "ipc/registry.hpp"
 #include "ipc/scm.hpp"
 #include "ipc/shared_memory.hpp"
+#include "ipc/tcp_message.hpp"
 #include "ipc/usage.hpp"
 #include "tests/support.hpp"
 
@@ -210,6 +213,50 @@ TEST(ScmFrames, GarbageIsRefusedAndNothingOfItIsKept) {
   ASSERT_GT(::sendmsg(ours.get(), &message, 0), 0);
   EXPECT_THROW((void)receive_frame(theirs.get(), batch, false), std::runtime_error);
   EXPECT_EQ(open_descriptors(), before);
+}
+
+/// One message of one byte and two descriptors, where whoever reads it expects one.
+void send_two_descriptors(int socket) {
+  char byte = 1;
+  iovec data{&byte, 1};
+  alignas(cmsghdr) char control[CMSG_SPACE(2 * sizeof(int))]{};
+  msghdr message{};
+  message.msg_iov = &data;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  cmsghdr* header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(2 * sizeof(int));
+  const std::array fds{0, 0};
+  std::memcpy(CMSG_DATA(header), fds.data(), sizeof fds);
+  ASSERT_EQ(::sendmsg(socket, &message, 0), 1);
+}
+
+TEST(ScmFrames, ASecondDescriptorThatFitsThePaddingIsClosed) {
+  const std::size_t before = open_descriptors();
+  {
+    const auto [ours, theirs] = unix_pair(SOCK_STREAM);
+    send_two_descriptors(ours.get());
+    int error = 0;
+    EXPECT_THROW((void)multiprocessing::receive_handle(theirs.get(), {}, error),
+                 multiprocessing::PeerGone);
+  }
+  {
+    const auto [ours, theirs] = unix_pair(SOCK_SEQPACKET);
+    send_two_descriptors(ours.get());
+    TcpMessage message;
+    EXPECT_THROW((void)receive_message(theirs.get(), message), std::runtime_error);
+  }
+  EXPECT_EQ(open_descriptors(), before);
+}
+
+TEST(NumberRings, NeverMoreWaitThanThereAreSlots) {
+  const NumberRing ring;
+  ring.publish(std::size_t{1} << 40);
+  EXPECT_EQ(ring.waiting(), NumberRing::slots);
+  EXPECT_EQ(ring.room(), 0U);
 }
 
 TEST(Schedule, EvenTimesDoNotDrift) {

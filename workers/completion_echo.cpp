@@ -176,6 +176,7 @@ void CompletionEcho::keep(Connection& connection, const char* data, std::size_t 
 
 void CompletionEcho::begin_send_pending(Connection& connection) {
   connection.sending_pending = true;
+  set_backed_up(connection, true);
   loop_.begin(connection, send_pending, [&](io_uring_sqe* sqe) {
     ::io_uring_prep_send(sqe, connection.fd.get(),
                          connection.pending.data() + connection.pending_from,
@@ -207,7 +208,6 @@ void CompletionEcho::on_pending_sent(Connection& connection, int result) {
   if (!connection.open()) return recycle(connection);
   if (result < 0 && result != -EINTR && result != -EAGAIN) return fail(connection, -result);
   connection.echoed = true;
-  touch(connection);
   connection.pending_from += static_cast<std::size_t>(std::max(result, 0));
   if (connection.pending_from == connection.pending.size()) {
     connection.pending_from = 0;
@@ -216,7 +216,12 @@ void CompletionEcho::on_pending_sent(Connection& connection, int result) {
     // Who was slow once does not keep its memory.
     if (connection.pending.empty()) std::vector<char>().swap(connection.more);
   }
-  if (!connection.pending.empty()) begin_send_pending(connection);
+  if (connection.pending.empty()) {
+    set_backed_up(connection, false);
+  } else {
+    if (result > 0) count_taken(connection);
+    begin_send_pending(connection);
+  }
   settle_soon(connection);
 }
 
@@ -224,6 +229,14 @@ void CompletionEcho::go_on_reading(Connection& connection) {
   if (!connection.has_unsent() &&
       (connection.ended || (options_.close_after_echo && connection.echoed)))
     return close(connection);
+  if (connection.leaving) {
+    // What a receive has brought by the time it is withdrawn is still ours to echo.
+    if (connection.receiving && !std::exchange(connection.withdrawing, true))
+      loop_.withdraw(connection, receive);
+    if (connection.in_flight() == 0 && !connection.has_unsent() && !connection.ended)
+      hand_back(connection);
+    return;
+  }
   if (connection.receiving) {
     const std::size_t unsent =
         connection.pending.size() - connection.pending_from + connection.more.size();
@@ -241,7 +254,7 @@ void CompletionEcho::fail(Connection& connection, int error) {
   close(connection);
 }
 
-void CompletionEcho::close_idle(EchoConnection& connection) {
+void CompletionEcho::close_late(EchoConnection& connection) {
   close(static_cast<Connection&>(connection));
 }
 
@@ -257,6 +270,21 @@ void CompletionEcho::close(Connection& connection) {
   loop_.close(std::move(connection.fd));
   connection.fd.reset();
   count_closed(connection);
+  recycle(connection);
+}
+
+void CompletionEcho::leave() {
+  for (Connection& connection : connections_) {
+    if (!can_leave(connection)) continue;
+    connection.leaving = true;
+    settle_soon(connection);
+  }
+}
+
+void CompletionEcho::hand_back(Connection& connection) {
+  loop_.close(std::move(connection.fd));
+  connection.fd.reset();
+  count_handed_back(connection);
   recycle(connection);
 }
 

@@ -27,6 +27,7 @@ class CompletionEcho : public EchoService {
 
   void serve(Received connection, std::uint64_t sequence) override;
   void close_all() override;
+  void leave() override;
 
   /// Connections that have found no buffer, ever: they go on in the next turn.
   [[nodiscard]] std::uint64_t starved() const { return starved_; }
@@ -43,7 +44,7 @@ class CompletionEcho : public EchoService {
     unsigned next = 0;
   };
 
-  void close_idle(EchoConnection& connection) override;
+  void close_late(EchoConnection& connection) override;
   void on_received(Connection& connection, int result, unsigned flags);
   void on_buffer_sent(Connection& connection, int result);
   void on_pending_sent(Connection& connection, int result);
@@ -56,6 +57,7 @@ class CompletionEcho : public EchoService {
   void keep(Connection& connection, const char* data, std::size_t size);
   void fail(Connection& connection, int error);
   void close(Connection& connection);
+  void hand_back(Connection& connection);
   void recycle(Connection& connection);
 
   CompletionLoop& loop_;

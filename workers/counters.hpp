@@ -51,6 +51,25 @@ inline constexpr std::size_t max_outstanding = 1024;
 
 /// In consumed_copies: the connection was refused.
 inline constexpr std::uint64_t refused_flag = std::uint64_t{1} << 32;
+/// In ended_copies: the connection lives, and stands between requests.
+inline constexpr std::uint64_t handed_back_flag = std::uint64_t{1} << 33;
+
+/// Which copies of connections there are, by ConnectionTag::copy; one writer. Of higher numbers it says no.
+class CopySet {
+ public:
+  void set(std::uint32_t copy) noexcept {
+    if (copy >= most) return;
+    Counter& word = words_[copy / 64];
+    word.set(word.get() | std::uint64_t{1} << copy % 64);
+  }
+  [[nodiscard]] bool has(std::uint32_t copy) const noexcept {
+    return copy < most && (words_[copy / 64].get() >> copy % 64 & 1) != 0;
+  }
+
+ private:
+  static constexpr std::uint32_t most = 1U << 17;
+  std::array<Counter, most / 64> words_;
+};
 
 /// The counters of one process; a replaced worker gets new ones.
 struct alignas(64) ProcessCounters {
@@ -62,8 +81,12 @@ struct alignas(64) ProcessCounters {
   Counter accepted;              ///< accepted by this process itself
   Counter shed;                  ///< accepted and closed at once for want of a descriptor
   Counter finished;              ///< closed, for whatever reason
+  Counter handed_back;           ///< given up alive: the acceptor's copy is the only one
+  Counter adopted;               ///< taken over alive from the server before this one
   Counter finished_redelivered;  ///< those of them that had been handed over before
   Counter closed_idle;           ///< closed by --idle-timeout
+  Counter closed_silent;         ///< closed by --first-byte-timeout
+  Counter closed_stalled;        ///< closed by --write-timeout
   Counter closed_draining;       ///< closed because the drain's deadline came
 
   Counter queue_peak;  ///< the longest accept queue that was seen
@@ -92,6 +115,9 @@ struct alignas(64) ProcessCounters {
   /// life.
   alignas(64) Counter released;
   Counter ended_seen;  ///< Written by the acceptor: how far it has read ended_copies.
+  /// Written by the acceptor before it asks a worker to give up connections: those that it has a copy of. (Under
+  /// --retain it serves without one when it has run out of descriptors.)
+  CopySet retained;
 };
 
 }  // namespace c10k

@@ -16,10 +16,13 @@
 namespace c10k {
 
 struct EchoOptions {
-  bool close_after_echo = false;     ///< One echo, then close (what the original experiment does).
-  ServiceTime service_time;          ///< Burnt for each read that brings bytes.
-  std::int64_t idle_timeout_ns = 0;  ///< Close what has moved no byte for so long; 0: never.
-  bool report_ended = false;         ///< The acceptor retains copies: tell it which have ended.
+  bool close_after_echo = false;  ///< One echo, then close (what the original experiment does).
+  ServiceTime service_time;       ///< Burnt for each read that brings bytes.
+  // What a client may keep waiting, each 0: for ever. A connection is closed when
+  std::int64_t idle_timeout_ns = 0;        ///< no byte has moved for so long;
+  std::int64_t first_byte_timeout_ns = 0;  ///< its first byte has not come so long after it;
+  std::int64_t write_timeout_ns = 0;  ///< none of an echo that waits has been taken for so long.
+  bool report_ended = false;          ///< The acceptor retains copies: tell it which have ended.
 };
 
 /// Echoes on any number of connections over one loop: by readiness (ReadinessEcho) or by completions
@@ -42,6 +45,9 @@ class EchoService {
   virtual void serve(Received connection, std::uint64_t sequence) = 0;
   /// Closes whatever is left.
   virtual void close_all() = 0;
+  /// Gives up each connection of which the acceptor retains a copy, as soon as all that has been read from
+  /// it is echoed: it lives on, with what the kernel has received meanwhile. Those served later stay.
+  virtual void leave() = 0;
 
   [[nodiscard]] std::size_t active() const { return active_; }
   /// Calls `action` whenever a connection has been closed.
@@ -54,6 +60,9 @@ class EchoService {
     std::uint64_t sequence = 0;
     std::uint32_t copy = 0;  // the acceptor's
     bool redelivered = false;
+    bool leaving = false;    // to be given up
+    bool begun = false;      ///< Its first byte has come.
+    bool backed_up = false;  ///< The kernel has not taken all of its echo: the client is slow.
     /// Read, but not yet taken by the kernel; empty unless the client is slow.
     std::vector<char> pending;
     std::size_t pending_from = 0;
@@ -61,32 +70,52 @@ class EchoService {
 
   void count_opened(EchoConnection& connection, Received received, std::uint64_t sequence);
   void count_echo(EchoConnection& connection, std::size_t bytes);
-  /// A byte has moved.
-  void touch(EchoConnection& connection) {
-    if (idle_) idle_->push(connection, loop_.now_ns());
+  /// Some of its echo waits for the client from now on, or none any more.
+  void set_backed_up(EchoConnection& connection, bool backed_up) {
+    if (std::exchange(connection.backed_up, backed_up) != backed_up) watch_deadline(connection);
   }
+  /// The client has taken some of what waited for it.
+  void count_taken(EchoConnection& connection) { watch_deadline(connection); }
   /// True as long as the acceptor has its copy: closing ours ends neither the connection nor its events.
   [[nodiscard]] bool is_elsewhere(const EchoConnection& connection) const {
     return connection.sequence > counters_.released.get();
   }
   /// The last that is done to a connection: it may be another one when this returns.
-  void count_closed(EchoConnection& connection);
-  /// The idle timeout.
-  virtual void close_idle(EchoConnection& connection) = 0;
+  void count_closed(EchoConnection& connection) { count_ended(connection, false); }
+  /// The same for one that has been given up alive.
+  void count_handed_back(EchoConnection& connection) { count_ended(connection, true); }
+  /// Whether leave() means it.
+  [[nodiscard]] bool can_leave(const EchoConnection& connection) const {
+    return connection.fd && options_.report_ended && connection.sequence != 0 &&
+           counters_.retained.has(connection.copy);
+  }
+  /// It has kept us waiting for too long.
+  virtual void close_late(EchoConnection& connection) = 0;
 
   EchoOptions options_;
   ProcessCounters& counters_;
 
  private:
+  void count_ended(EchoConnection& connection, bool handed_back);
+  /// Connections that wait for the same thing, each for the same while.
+  using Deadline = std::unique_ptr<DueList<EchoConnection>>;
+  Deadline deadline(std::int64_t limit_ns, Counter& closed);
+  /// Its time begins anew, in the list for what it waits for now.
+  void watch_deadline(EchoConnection& connection) {
+    if (has_deadlines_) move_to_list(connection);
+  }
+  void move_to_list(EchoConnection& connection);
   void publish_ended();
 
   Loop& loop_;
   std::size_t active_ = 0;
-  std::deque<std::uint32_t> ended_;  // copies the acceptor has no room to be told of yet
+  std::deque<std::uint64_t> ended_;  // copies the acceptor has no room to be told of yet
   bool ended_later_ = false;
   std::function<void()> on_closed_;
-  std::unique_ptr<DueList<EchoConnection>>
-      idle_;  // with an idle timeout: when each has had its time
+  bool has_deadlines_ = false;
+  Deadline first_byte_;
+  Deadline next_byte_;
+  Deadline write_;
 };
 
 }  // namespace c10k

@@ -1,5 +1,6 @@
 #include "workers/loops.hpp"
 
+#include <array>
 #include <vector>
 
 #include "ipc/usage.hpp"
@@ -27,10 +28,14 @@ class ReadinessServing : public Serving {
   ReadinessEcho service_;
 };
 
+/// What the echo and the intake begin, and all that a worker's ring ever does.
+constexpr std::array serving_operations{IORING_OP_RECV + 0, IORING_OP_SEND + 0,
+                                        IORING_OP_ACCEPT + 0};
+
 class CompletionServing : public Serving {
  public:
   CompletionServing(const EchoOptions& options, ProcessCounters& counters)
-      : service_(loop_, options, counters) {}
+      : loop_(512, 4096, serving_operations), service_(loop_, options, counters) {}
 
   [[nodiscard]] Loop& loop() override { return loop_; }
   [[nodiscard]] EchoService& service() override { return service_; }
@@ -52,6 +57,7 @@ LoopEntry over(const PollerEntry& poller) {
           .summary = poller.summary,
           .exclusive = poller.exclusive,
           .poller = &poller,
+          .calls = {poller.calls},
           .probe = [] { return Support{}; },
           .make = [](const LoopEntry& entry, const EchoOptions& options,
                      ProcessCounters& counters) -> std::unique_ptr<Serving> {
@@ -62,6 +68,7 @@ LoopEntry over(const PollerEntry& poller) {
 LoopEntry over_completions() {
   return {.name = "uring",
           .summary = "io_uring(7): completions; accept and receive of many shots, provided buffers",
+          .calls = {CallGroup::uring},
           .probe = probe_completion_loop,
           .make = [](const LoopEntry&, const EchoOptions& options,
                      ProcessCounters& counters) -> std::unique_ptr<Serving> {

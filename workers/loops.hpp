@@ -28,6 +28,7 @@ struct LoopEntry {
   std::string_view summary;
   bool exclusive = false;               ///< Honours Interest::exclusive.
   const PollerEntry* poller = nullptr;  ///< Of a loop over a poller.
+  CallGroups calls;                     ///< What it calls when it turns.
   /// By trying it.
   Support (*probe)();
   /// In the process that runs it. The counters outlive it.

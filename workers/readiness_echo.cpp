@@ -107,6 +107,7 @@ void ReadinessEcho::pump(Connection& connection, bool to_end) {
     if (taken < size) {
       connection.pending.assign(scratch_.data() + taken, scratch_.data() + size);
       connection.pending_from = 0;
+      set_backed_up(connection, true);
       return watch(connection, {.write = true});
     }
     if (options_.close_after_echo) return close(connection);
@@ -125,11 +126,12 @@ void ReadinessEcho::flush(Connection& connection) {
     if (errno != EAGAIN) fail(connection, errno);
     return;
   }
-  touch(connection);
   connection.pending_from += static_cast<std::size_t>(sent);
-  if (connection.pending_from < pending.size()) return;
+  if (connection.pending_from < pending.size()) return count_taken(connection);
   std::vector<char>().swap(pending);
+  set_backed_up(connection, false);
   if (options_.close_after_echo) return close(connection);
+  if (connection.leaving) return hand_back(connection);
   // Registering for reading anew reports what has come meanwhile, edge or not (epoll_ctl(2), MOD).
   watch(connection, {.read = true});
 }
@@ -139,7 +141,7 @@ void ReadinessEcho::fail(Connection& connection, int error) {
   close(connection);
 }
 
-void ReadinessEcho::close_idle(EchoConnection& connection) {
+void ReadinessEcho::close_late(EchoConnection& connection) {
   close(static_cast<Connection&>(connection));
 }
 
@@ -155,6 +157,23 @@ void ReadinessEcho::close(Connection& connection) {
   std::vector<char>().swap(connection.pending);
   free_.push_back(&connection);
   count_closed(connection);
+}
+
+/// What is read is echoed in the same call, so whoever has nothing pending stands between requests.
+void ReadinessEcho::leave() {
+  for (Connection& connection : connections_) {
+    if (!can_leave(connection)) continue;
+    connection.leaving = true;
+    if (connection.pending.empty()) hand_back(connection);
+  }
+}
+
+void ReadinessEcho::hand_back(Connection& connection) {
+  if (connection.watched) loop_.forget(connection.fd.get(), Removal::still_open);
+  connection.watched = connection.fresh = false;
+  connection.fd.reset();
+  free_.push_back(&connection);
+  count_handed_back(connection);
 }
 
 void ReadinessEcho::close_all() {

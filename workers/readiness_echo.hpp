@@ -17,15 +17,17 @@ class ReadinessEcho : public EchoService {
 
   void serve(Received connection, std::uint64_t sequence) override;
   void close_all() override;
+  void leave() override;
 
  private:
   class Connection;
 
-  void close_idle(EchoConnection& connection) override;
+  void close_late(EchoConnection& connection) override;
   void pump(Connection& connection, bool to_end);
   void flush(Connection& connection);
   void fail(Connection& connection, int error);
   void close(Connection& connection);
+  void hand_back(Connection& connection);
   void watch(Connection& connection, Interest interest);
   /// True when it found bytes or the end.
   bool try_read(Connection& connection);

@@ -16,6 +16,10 @@ namespace {
 
 /// How long to leave a source alone when something has run out.
 constexpr std::int64_t pause_ns = 10'000'000;
+/// A handshake that had begun at a listener is over after so long, unless a packet of it was lost (RFC 6298:
+/// the first retransmission comes after 1 s). One that is not moves to another listener as this one closes;
+/// but one that ends at the very instant of the close would be reset by the kernel.
+constexpr std::int64_t handshake_ns = 1'000'000'000;
 
 }  // namespace
 
@@ -29,11 +33,14 @@ Worker::Worker(const LoopEntry& loop, std::unique_ptr<ConnectionSource> source, 
       accepts_(accepts),
       serving_(loop.make(loop, options.echo, counters)),
       source_(std::move(source)),
-      intake_(serving_->intake(*source_, !accepts || options.max_connections == 0,
-                               [this] { take_batch(); })) {
+      intake_(serving_->intake(
+          *source_,
+          !accepts || (options.max_connections == 0 && options.max_connections_per_worker == 0),
+          [this] { take_batch(); })) {
   active_[slot_].set(0);
   service().on_closed([this] { count_closed(); });
   this->loop().at_end_of_turn([this] { counters_.turns.add(); });
+  if (accepts && options.wait_to_accept) intake_->pause();
 }
 
 Worker::~Worker() {
@@ -44,6 +51,22 @@ Worker::~Worker() {
 void Worker::run() {
   ::getrusage(RUSAGE_SELF, &counters_.at_ready);
   loop().run();
+}
+
+/// How many more this worker may have by --max-connections-per-worker.
+std::size_t Worker::room_under_cap() {
+  const std::size_t most = options_.max_connections_per_worker;
+  const std::size_t open = service().active();
+  // Who is sent to alone is not sent more, and may have to receive for those that it has.
+  if (most == 0 || !(accepts_ || source_->shared())) return batch_.size();
+  return open < most ? std::min(batch_.size(), most - open) : 0;
+}
+
+/// Until a connection ends here.
+void Worker::leave_to_others() {
+  if (!taking_ || std::exchange(at_limit_, true)) return;
+  intake_->pause();
+  source_->leave_to_others();
 }
 
 std::size_t Worker::claim_room() {
@@ -71,11 +94,18 @@ std::size_t Worker::claim_room() {
 }
 
 void Worker::take_batch() {
-  const std::size_t room_now = claim_room();
+  const std::size_t room_of_own = room_under_cap();
+  if (room_of_own == 0) return leave_to_others();
+  const std::size_t room_now = accepts_ ? std::min(room_of_own, claim_room()) : batch_.size();
   // At --max-connections the rest stays in the kernel's queue, as HAProxy's maxconn does it.
   if (room_now == 0) return pause();
   counters_.receive_steps.add();
-  const ReceiveResult result = intake_->receive({batch_.data(), room_now});
+  ReceiveResult result = intake_->receive({batch_.data(), room_now});
+  // A message of a shared channel may bring more than there is room for. The acceptor has its copies.
+  while (!accepts_ && result.received > room_of_own) {
+    batch_[--result.received].fd.reset();
+    ++result.refused;
+  }
   if (result.error != 0) counters_.errors.add(result.error);
   claimed_ = std::min(claimed_, result.received);
 
@@ -109,7 +139,11 @@ void Worker::take_batch() {
   }
   counters_.receive_steps.add();
   report_active();
-  if (result.refused != 0 || result.state == Channel::starved) pause();
+  if (room_under_cap() == 0) {
+    leave_to_others();
+  } else if (result.refused != 0 || result.state == Channel::starved) {
+    pause();
+  }
   if (result.state == Channel::at_limit && taking_) {
     at_limit_ = true;
     intake_->pause();
@@ -159,7 +193,28 @@ void Worker::end_if_drained() {
   if (std::exchange(taking_, false)) intake_->stop();
   if (!intake_->ended()) return;  // it has taken some that we have not seen: they come first
   source_.reset();
+  if (on_left_) std::exchange(on_left_, nullptr)();
   if (service().active() == 0) loop().stop();
+}
+
+void Worker::retire(std::function<void()> left) {
+  if (!accepts_) return service().leave();
+  if (draining_ || on_left_) return;
+  on_left_ = std::move(left);
+  if (source_->owns_queue()) {
+    // Nothing new is steered to it; what is on its way comes.
+    return (void)loop().after(std::min(handshake_ns, options_.drain_timeout_ns),
+                              [this] { drain(); });
+  }
+  draining_ = true;
+  loop().after(options_.drain_timeout_ns, [this] { end_drain(); });
+  end_if_drained();
+}
+
+void Worker::look_again() {
+  if (!taking_ || draining_ || at_limit_) return;
+  intake_->pause();
+  intake_->resume();
 }
 
 void Worker::end_drain() {
@@ -192,22 +247,27 @@ class AcceptorWatch : public EventHandler {
   OwnedFd pidfd_;
 };
 
-/// The acceptor pokes a worker of which it has not heard: that makes its loop turn.
-class PokeWatch : public EventHandler {
+/// What the acceptor says. It pokes a worker of which it has not heard: that makes its loop turn.
+class ControlWatch : public EventHandler {
  public:
-  PokeWatch(Loop& loop, int control) : loop_(loop), control_(control) {
-    loop_.watch(control_, {.read = true, .level = true}, *this);
+  ControlWatch(Worker& worker, int control) : worker_(worker), control_(control) {
+    worker_.loop().watch(control_, {.read = true, .level = true}, *this);
   }
   void on_ready(Readiness) override {
     char byte = 0;
     const ssize_t got = ::recv(control_, &byte, 1, MSG_DONTWAIT);
     // Its end is the acceptor's, which the pidfd tells.
     if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR))
-      loop_.forget(control_, Removal::still_open);
+      return worker_.loop().forget(control_, Removal::still_open);
+    if (got != 1) return;
+    if (byte == control::look_again) worker_.look_again();
+    if (byte == control::retire) worker_.retire([this] { say(control::left); });
   }
+  /// An acceptor that has gone is told nothing.
+  void say(char byte) const { (void)::send(control_, &byte, 1, MSG_NOSIGNAL); }
 
  private:
-  Loop& loop_;
+  Worker& worker_;
   int control_;
 };
 
@@ -215,7 +275,7 @@ class PokeWatch : public EventHandler {
 
 int run_worker_process(const LoopEntry& loop, std::unique_ptr<ConnectionSource> source,
                        bool accepts, const WorkerOptions& options, ProcessCounters& counters,
-                       ActiveCounts active, std::size_t slot, OwnedFd control, pid_t acceptor) {
+                       ActiveCounts active, std::size_t slot, OwnedFd channel, pid_t acceptor) {
   Worker worker(loop, std::move(source), accepts, options, counters, active, slot);
   // SIGINT stays blocked, as inherited: a terminal sends it to the whole group, and the acceptor
   // says when to drain.
@@ -223,8 +283,11 @@ int run_worker_process(const LoopEntry& loop, std::unique_ptr<ConnectionSource> 
     return number == SIGQUIT ? worker.end_drain() : worker.drain();
   });
   const AcceptorWatch watch(worker, acceptor);
-  PokeWatch pokes(worker.loop(), control.get());
-  checked([&] { return ::send(control.get(), "r", 1, MSG_NOSIGNAL); }, "send to the acceptor");
+  ControlWatch words(worker, channel.get());
+  // Everything is open by now, and not one byte of a client has been read.
+  if (!options.allowed_calls.empty()) forbid_other_calls(options.allowed_calls);
+  checked([&] { return ::send(channel.get(), &control::ready, 1, MSG_NOSIGNAL); },
+          "send to the acceptor");
   try {
     worker.run();
   } catch (const ListenerError& error) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 
@@ -19,7 +20,21 @@ struct WorkerOptions {
   std::int64_t drain_timeout_ns = 5'000'000'000;
   std::size_t max_connections =
       0;  ///< Over all workers; 0: no limit. Only for who accepts for itself.
+  /// Over one worker of a pool; 0: no limit.
+  std::size_t max_connections_per_worker = 0;
+  bool wait_to_accept = false;  ///< One that accepts for itself begins with Worker::look_again().
+  /// What a worker process may call from the moment it is ready; empty: anything.
+  CallGroups allowed_calls;
 };
+
+/// What acceptor and worker say to each other over the control socket, in messages of one byte.
+namespace control {
+inline constexpr char ready = 'r';       ///< From the worker.
+inline constexpr char left = 'l';        ///< From the worker, after `retire`.
+inline constexpr char poke = 'p';        ///< To the worker: turn your loop.
+inline constexpr char look_again = 'a';  ///< To the worker: Worker::look_again().
+inline constexpr char retire = 'e';      ///< To the worker: Worker::retire().
+}  // namespace control
 
 /// How many connections each worker of a pool has open: one writer a slot.
 using ActiveCounts = std::span<Counter>;
@@ -47,10 +62,20 @@ class Worker {
   void end_drain();
   [[nodiscard]] bool draining() const { return draining_; }
 
+  /// Another server has taken over. Who accepts for itself drains, but leaves what waits in the accept queue
+  /// to that server, unless the queue is this worker's own; `left` is called when nothing here looks at the
+  /// listener any more. Who is handed connections gives up those that stand between requests, each as soon
+  /// as it does, where the acceptor retains copies; what comes later it serves.
+  void retire(std::function<void()> left);
+  /// Begins to accept, or looks once more at a source whose wake-up somebody else may have had.
+  void look_again();
+
  private:
   void take_batch();
   void pause();
   [[nodiscard]] std::size_t claim_room();
+  [[nodiscard]] std::size_t room_under_cap();
+  void leave_to_others();
   [[nodiscard]] EchoService& service() { return serving_->service(); }
   void count_closed();
   void end_if_drained();
@@ -69,14 +94,15 @@ class Worker {
   bool taking_ = true;
   bool at_limit_ = false;  // leaves the source alone until a connection ends
   bool draining_ = false;
+  std::function<void()> on_left_;  // retired: to be called once
 };
 
-/// The body of a worker process of a pool: tells `control` that it is ready (one byte), serves, and
+/// The body of a worker process of a pool: tells `channel` that it is ready, serves, and
 /// drains on SIGTERM or when the process `acceptor` has ended, and ends at once on SIGQUIT (a second
-/// SIGTERM could merge with the first). Returns the exit code: exit_do_not_restart when the listener that
-/// it accepts from has failed for good.
+/// SIGTERM could merge with the first). On `channel` the acceptor says what `control` names. Returns the exit
+/// code: exit_do_not_restart when the listener that it accepts from has failed for good.
 int run_worker_process(const LoopEntry& loop, std::unique_ptr<ConnectionSource> source,
                        bool accepts, const WorkerOptions& options, ProcessCounters& counters,
-                       ActiveCounts active, std::size_t slot, OwnedFd control, pid_t acceptor);
+                       ActiveCounts active, std::size_t slot, OwnedFd channel, pid_t acceptor);
 
 }  // namespace c10k

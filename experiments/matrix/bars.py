@@ -56,8 +56,8 @@ def _name(axis: str, several: bool) -> Callable[[Ranked], str]:
 
 
 def blocks(chosen: list[Section], metric: str, axis: str, unicode: bool = True, bars: bool = True) -> list[Block]:
-    # Where workers are killed the load is the same for all: no figure to rank by.
-    ranked_by_rate = [section for section in chosen if not section.workload.kill_every_s]
+    # Where faults happen the load is the same for all: no figure to rank by.
+    ranked_by_rate = [section for section in chosen if not section.workload.fault]
     groups = list(grouped(ranked_by_rate if metric == "rate" else chosen, metric, axis))
     scales = _scales(groups, metric)
     found = []

@@ -11,20 +11,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from matrix import crashes, held, peers, pins, plan
+from matrix import faults, held, losses, peers, pins, plan
 from matrix.counters import Snapshot
 from matrix.process import Child, Waiter, describe_exit
+from matrix.serving import CellFailed, Serving, problem, stop
 from matrix.spec import Cell, Way, options_of
 from matrix.store import CELL_SCHEMA, StoreError
 
-START_S = 10.0
 STOP_S = 15.0
 OURS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}  # run_matrix's own trouble, not the cell's
 CLOSES_PER_S = 20_000  # a server may be that slow
-
-
-class CellFailed(Exception):
-    """The cell has no figures, and why."""
 
 
 class Tools:
@@ -57,7 +53,10 @@ class Tools:
             return ""
         for entry in self.listed[way.kind]:
             if entry["name"] == way.needs:
-                return "" if entry["available"] else entry["reason"] or "not available here"
+                if not entry["available"]:
+                    return entry["reason"] or "not available here"
+                refused = entry.get("why_not_retained") if "--retain" in way.server else ""
+                return f"--retain: with {way.needs} {refused}" if refused else ""
         return f"this c10k-server has no {way.needs} among its {way.kind}"
 
 
@@ -79,7 +78,7 @@ def run(cell: Cell, tools: Tools, waiter: Waiter) -> dict[str, Any]:
     try:
         with tempfile.TemporaryDirectory(prefix="c10k-cell-", ignore_cleanup_errors=True) as folder:
             _measure(record, cell, tools, waiter, Path(folder))
-    except (CellFailed, crashes.NoWorker, held.OutOfMemory, OSError, subprocess.SubprocessError) as error:
+    except (CellFailed, faults.NoWorker, held.OutOfMemory, OSError, subprocess.SubprocessError) as error:
         if isinstance(error, OSError) and error.errno in OURS:
             raise StoreError(f"{error.filename or 'run_matrix'}: {error.strerror}; this cell is not recorded") from None
         record["status"] = "failed"
@@ -114,7 +113,7 @@ def _empty(cell: Cell, tools: Tools) -> dict[str, Any]:
         "client": None,
         "server": None,
         "held": None,
-        "crashes": None,
+        "faults": None,
         "netstat": {},
         "host_cpu": None,
         "core_cpu": {},
@@ -131,31 +130,35 @@ def _measure(record: dict[str, Any], cell: Cell, tools: Tools, waiter: Waiter, f
         argv = peer.command(tools.folder)
     else:
         argv = [str(tools.server), *record["server_options"], "--report", str(report)]
-    with Child(argv, folder, "server", pipe_stdout=True) as server:
-        target = _listening(server, waiter)
-        pins.pin_server(server, cell.workload)
-        cpu_before = server.cpu_us()
-        problem = _load(record, cell, tools, waiter, folder, server, target)
+    # A successor that a server starts by itself is nobody's child once that one has ended.
+    with Serving(argv, folder, waiter, guarded=cell.workload.fault == "upgrade") as serving:
+        serving.listen()
+        pins.pin_server(serving.child, cell.workload)
+        cpu_before = serving.child.cpu_us()
+        load_problem = _load(record, cell, tools, waiter, folder, serving, report)
+        server = serving.child
         cpu_after = server.cpu_us()
-        gone = server.ended(waiter, time.monotonic())
-        stop_problem = "" if gone else _stop(server, waiter, STOP_S + cell.workload.held / CLOSES_PER_S)
+        gone = server.has_ended()
+        stop_problem = "" if gone else stop(server, waiter, STOP_S + cell.workload.held / CLOSES_PER_S)
+        if record["faults"]:
+            record["faults"]["processes_left"] = serving.processes()
         record["server"] = _peer_report(server, cpu_before, cpu_after, record) if peer else _read(report)
         if gone:
             exit_text = describe_exit(server.end())
             who = "server ended during the load,"
-            raise CellFailed(_problem(who, exit_text, server.last_words(), "no message"))
-        if problem or stop_problem:
-            raise CellFailed(problem or stop_problem)
+            raise CellFailed(problem(who, exit_text, server.last_words(), "no message"))
+        if load_problem or stop_problem:
+            raise CellFailed(load_problem or stop_problem)
         if record["server"] is None:
-            raise CellFailed(_problem("server", "exit code 0", server.last_words(), "no report"))
+            raise CellFailed(problem("server", "exit code 0", server.last_words(), "no report"))
         if missing := [key for key in ("totals", "books") if key not in record["server"]]:
             raise CellFailed(f"server: its report has no {missing[0]}")
 
 
-def _load(record: dict[str, Any], cell: Cell, tools: Tools, waiter: Waiter, folder: Path, server: Child,
-          target: str) -> str:
+def _load(record: dict[str, Any], cell: Cell, tools: Tools, waiter: Waiter, folder: Path, serving: Serving,
+          report: Path) -> str:
     """Runs the client, records what it and the kernel saw, and gives what went wrong with it, or nothing."""
-    load, result = cell.workload, folder / "client.json"
+    load, result, target, server = cell.workload, folder / "client.json", serving.target, serving.child
     loader = peers.CLIENTS.get(cell.way.client)
     if loader:
         options = dict(zip(load.client[::2], load.client[1::2]))
@@ -165,22 +168,22 @@ def _load(record: dict[str, Any], cell: Cell, tools: Tools, waiter: Waiter, fold
                 "--progress", "off", "--json", str(result)]
     before = Snapshot.take()
     watch = held.Watch(server, waiter, _idle_s(record)) if load.held else None
-    killer = crashes.Killer(server, waiter, load.kill_every_s, cell.seed) if load.kill_every_s else None
+    injector = faults.Injector(serving, load, cell.seed, waiter, lambda: _read(report)) if load.fault else None
+    record["faults"] = injector and injector.record
     with Child(argv, folder, "client", stdout=folder / "client.stdout", pipe_stderr=watch is not None,
                cores=load.pin.get("client", ())) as client:
         deadline = time.monotonic() + load.limit_s
-        if follower := watch or killer:
+        if follower := watch or injector:
             finished = follower.follow(client, deadline)
         else:
             finished = client.ended(waiter, deadline, server)
         after = Snapshot.take()
         code = client.end()
     record["held"] = watch and watch.record
-    record["crashes"] = killer and killer.record
     record["netstat"] = after.netstat_since(before)
     record["core_cpu"] = after.cpu_since(before)
     record["host_cpu"] = record["core_cpu"].pop("cpu")
-    record["other_cpu"] = after.other_cpu_since(before, {server.group, client.group})
+    record["other_cpu"] = after.other_cpu_since(before, {serving.child.group, client.group})
     if loader:
         printed = _read(folder / "client.stdout")
         record["client"] = printed and loader.result(printed)
@@ -190,11 +193,12 @@ def _load(record: dict[str, Any], cell: Cell, tools: Tools, waiter: Waiter, fold
         return f"client did not end within {load.limit_s:g} s: killed"
     # 1 is a client that counted failed attempts: its result is whole, and they stand in the row.
     if code not in (0, 1) or record["client"] is None:
-        return _problem("client", describe_exit(code), client.last_words(), "no result")
+        return problem("client", describe_exit(code), client.last_words(), "no result")
     if watch and not watch.record:
         return "client: it never said 'phase idle', so nothing was measured while all were held"
-    if killer:
-        killer.record["hung"] = crashes.hung(record["client"])
+    if injector:
+        injector.record["hung"] = losses.hung(record["client"])
+        injector.finish()
     return ""
 
 
@@ -217,33 +221,6 @@ def plan_of(cell: Cell) -> plan.Plan | None:
 
 def _idle_s(record: dict[str, Any]) -> float:
     return float(options_of(record["client_options"])["--idle"])
-
-
-def _problem(who: str, exit_text: str, last_words: str, otherwise: str) -> str:
-    return f"{who} {exit_text}: {last_words or otherwise}"
-
-
-def _listening(server: Child, waiter: Waiter) -> str:
-    line = server.first_line(waiter, time.monotonic() + START_S)
-    if line is None:
-        # Its stdout has ended or nothing came in time; an exit may be a moment behind the end of stdout.
-        if server.ended(waiter, time.monotonic() + 1):
-            exit_text = describe_exit(server.end())
-            raise CellFailed(_problem("server", exit_text, server.last_words(), "no message"))
-        raise CellFailed(f"server did not say 'listening' within {START_S:g} s: killed")
-    word, _, target = line.partition(" ")
-    if word != "listening" or ":" not in target:
-        raise CellFailed(f"server: its first line is {line[:60]!r}, not 'listening HOST:PORT'")
-    return target
-
-
-def _stop(server: Child, waiter: Waiter, limit_s: float) -> str:
-    """Ends the server in the orderly way; gives what went wrong with that, or nothing."""
-    server.terminate()
-    if not server.ended(waiter, time.monotonic() + limit_s):
-        return f"server did not end within {limit_s:g} s of SIGTERM: killed"
-    code = server.end()
-    return _problem("server", describe_exit(code), server.last_words(), "no message") if code else ""
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from matrix.points import (ANATOMY, NO_POOL, NOTE, VERDICTS, WAY, Column, Point, bounds, figure, is_killed,
+from matrix.fault_kinds import KINDS
+from matrix.points import (ANATOMY, NO_POOL, NOTE, VERDICTS, WAY, Column, Point, bounds, figure, has_faults,
                            point, text, under_load, unit_of, whole, workers_text)
 from matrix.rows import Row, Section
 
@@ -376,26 +377,29 @@ def _scaling(name: str, load: Load, workers: str, rows: list[Row]) -> Chart:
 
 
 def crashes(sections: list[Section]) -> Iterator[Chart]:
-    unit = "connections lost per kill"
-    spec = spec_of(
-        encoding={"y": way_axis("lost")},
-        layer=[
-            interval_line("lost_low", "lost_high", unit),
-            {"mark": {**POINT, "color": VERMILLION}, "encoding": {"x": quantity("lost", unit)}},
-        ],
-    )
-    for section in sections:
-        if is_killed(section):
-            yield Chart(
-                file_name("crashes", section.workload.name),
-                f"{section.workload.name}: {section.workload.summary}",
-                "Workers are killed with SIGKILL at random moments and replaced. Left is safer; the line is the exact "
-                "95 % interval. Lost is an attempt without its echo. The server's books count what a killed worker "
-                "held, echoed or not.",
-                spec,
-                ("lost", "lost_low", "lost_high"),
-                _sorted(section.rows, lambda row: row.lost_per_kill),
-                (WAY, whole("kills", "kills"), figure("lost per kill", "lost"), bounds("lost_"),
-                 whole("attempts", "attempts"), text("failed", "failed"), whole("redelivered", "redelivered"),
-                 whole("over 1 s", "hung"), whole("lost in the server's books", "books_lost"), NOTE),
-            )
+    for section in filter(has_faults, sections):
+        kind, keeps = KINDS[section.workload.fault], section.workload.kind == "rr"
+        unit = f"connections lost per {kind.event}"
+        spec = spec_of(
+            encoding={"y": way_axis("lost")},
+            layer=[
+                interval_line("lost_low", "lost_high", unit),
+                {"mark": {**POINT, "color": VERMILLION}, "encoding": {"x": quantity("lost", unit)}},
+            ],
+        )
+        lost = "that its client had to open again" if keeps else "whose attempt ended without its echo"
+        yield Chart(
+            file_name("crashes", section.workload.name),
+            f"{section.workload.name}: {section.workload.summary}",
+            f"{kind.what} At random moments, each once all is whole again. Left is safer; the line is the exact 95 % "
+            f"interval. Lost is a connection {lost}. The server's books count what a killed worker held, echoed or "
+            "not.",
+            spec,
+            ("lost", "lost_low", "lost_high"),
+            _sorted(section.rows, lambda row: row.lost_per_event),
+            (WAY, whole(kind.events, "events"), figure(f"lost per {kind.event}", "lost"), bounds("lost_"),
+             whole("attempts", "attempts"), text("failed", "failed"), *[whole("reopened", "reopened")] * keeps,
+             whole("redelivered", "redelivered"), whole("over 1 s", "hung"), figure("whole again, ms", "whole_ms"),
+             figure("at most", "whole_max_ms"), text("left behind", "left"),
+             whole("lost in the server's books", "books_lost"), NOTE),
+        )

@@ -12,7 +12,7 @@ from matrix import facts, layout, stats
 from matrix.figures import METRICS, Measured
 from matrix.layout import Block, Entry, number, ratio_text
 from matrix.rows import Row, Section
-from matrix.spec import UsageError
+from matrix.spec import Matrix, UsageError
 from matrix.store import Run
 from matrix.view import AXES, axis_value, natural
 
@@ -129,7 +129,7 @@ def _build(meta: dict[str, Any]) -> dict[str, Any]:
     return {**build, "revision": (meta["source"]["revision"] or "unknown")[:12], "dirty": meta["source"]["dirty"]}
 
 
-OF_WORKLOAD = ("kind", "client", "pin", "kill_every_s", "held", "figure")
+OF_WORKLOAD = ("kind", "client", "pin", "fault", "every_s", "held", "figure")
 
 
 def _matrices(a: dict[str, Any], b: dict[str, Any]) -> Iterator[str]:
@@ -153,7 +153,7 @@ def differences(a: Run, b: Run) -> list[str]:
     for what, changes in (
         ("Hosts", _changes(_host(a.meta), _host(b.meta))),
         ("Builds", _changes(_build(a.meta), _build(b.meta))),
-        ("Matrices", _matrices(a.meta["matrix"], b.meta["matrix"])),
+        ("Matrices", _matrices(*(Matrix.from_json(run.meta["matrix"]).to_json() for run in (a, b)))),
     ):
         text = "; ".join(changes)
         found.append(f"{what} (A | B): {text}." if text else f"{what}: the same.")

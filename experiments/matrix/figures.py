@@ -37,7 +37,7 @@ OF_ALL_HELD = ("connect_all_s", "active_p50_us")
 
 def figure_of(load: Workload) -> Figure:
     """At an open rate all serve as much as is asked for: there latency ranks."""
-    if load.figure or not load.has_rate or load.kill_every_s:
+    if load.figure or not load.has_rate or load.fault:
         return FIGURES[load.figure or load.kind]
     return replace(FIGURES["latency"], per=FIGURES[load.kind].per)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from matrix import table
-from matrix.points import NO_POOL, UNKNOWN, between, is_killed, number, under_load, unit_of, workers_text
+from matrix.fault_kinds import KINDS
+from matrix.points import NO_POOL, UNKNOWN, between, has_faults, number, under_load, unit_of, workers_text
 from matrix.rows import Row, Section, faults_text
 from matrix.view import ranked
 
-KILLED = "When a worker is killed"
 NAMED = 6  # of a list of ways; the rest are a number
 WORDS = {"rate": ("slower", "faster"), "cpu": ("dearer", "cheaper")}
 
@@ -30,9 +30,9 @@ class Group:
 
 def groups(sections: list[Section]) -> list[Group]:
     loads = [_of_load(section) for section in _compared(sections)]
-    kills = [group for section in sections if is_killed(section) and (group := _of_kills(section))]
-    absent = Group(KILLED, (), "Not measured in this run; experiments/run_matrix faults measures it.")
-    return [*loads, *(kills or [absent])]
+    faults = [group for section in sections if has_faults(section) and (group := _of_faults(section))]
+    absent = Group(KINDS["kill"].title, (), "Not measured in this run; experiments/run_matrix faults measures it.")
+    return [*loads, *(faults or [absent])]
 
 
 def _compared(sections: list[Section]) -> list[Section]:
@@ -135,44 +135,51 @@ def _names(ways: list[str]) -> str:
     return named if len(ways) <= NAMED else f"{named} and {len(ways) - NAMED} more"
 
 
-def _of_kills(section: Section) -> Group | None:
-    rows = [row for row in section.rows if row.lost_per_kill is not None]
+def _of_faults(section: Section) -> Group | None:
+    rows = [row for row in section.rows if row.lost_per_event is not None]
     if not rows:
         return None
-    losing = sorted((row for row in rows if row.lost_per_kill), key=lambda row: -(row.lost_per_kill or 0))
-    safe = [row for row in rows if not row.lost_per_kill]
-    bounds = [row.lost_per_kill_interval for row in rows if row.lost_per_kill_interval]
+    kind, keeps = KINDS[section.workload.fault], section.workload.kind == "rr"
+    losing = sorted((row for row in rows if row.lost_per_event), key=lambda row: -(row.lost_per_event or 0))
+    safe = [row for row in rows if not row.lost_per_event]
+    bounds = [row.lost_per_event_interval for row in rows if row.lost_per_event_interval]
     differ = max(low for low, _ in bounds) > min(high for _, high in bounds)
     findings = _different(losing, safe) if differ or not losing or len(rows) == 1 else [_alike(losing, safe)]
     if hanging := [f"{row.way} ({row.hung:,})" for row in rows if row.hung]:
         findings.append(Finding("Keep clients waiting over 1 s", _names(hanging), "attempts in all."))
-    title = f"{KILLED}, {section.workload.name}: {section.workload.summary}"
-    return Group(title, tuple(findings), "Lost is an attempt that did not end with its echo, whatever the outcome.")
+    title = f"{kind.title}, {section.workload.name}: {section.workload.summary}"
+    remark = "Lost is a connection that its client had to open again." if keeps else \
+        "Lost is an attempt that did not end with its echo, whatever the outcome."
+    if section.workload.fault == "acceptor" and not keeps:
+        remark += " What was refused or reset until there was another server is counted apart."
+    return Group(title, tuple(findings), remark)
 
 
-def _kills(rows: list[Row]) -> str:
-    return f"{sum(row.kills or 0 for row in rows):,} kills"
+def _events(rows: list[Row]) -> str:
+    return f"{sum(row.events or 0 for row in rows):,} {KINDS[rows[0].fault or 'kill'].events}"
 
 
 def _loss(row: Row) -> str:
-    return f"{row.way} {sum((row.kill_failed or {}).values()):,} in {_kills([row])}"
+    return f"{row.way} {row.lost_in_faults or 0:,} in {_events([row])}"
 
 
 def _alike(losing: list[Row], safe: list[Row]) -> Finding:
-    none = f" None seen lost in {_kills(safe)}: {_names([row.way for row in safe])}." if safe else ""
+    none = f" None seen lost in {_events(safe)}: {_names([row.way for row in safe])}." if safe else ""
     return Finding("Lose connections", f"No difference seen between the {len(losing) + len(safe)} ways:",
                    f"all their 95 % intervals overlap. Lost: {_names(list(map(_loss, losing)))}.{none}")
 
 
 def _different(losing: list[Row], safe: list[Row]) -> list[Finding]:
     findings = []
+    event = KINDS[(losing or safe)[0].fault or "kill"].event
     if losing:
-        listed = _names([f"{_loss(row)} (95 %: {between(row.lost_per_kill_interval)} per kill)" for row in losing])
+        listed = _names([f"{_loss(row)} (95 %: {between(row.lost_per_event_interval)} per {event})" for row in losing])
         findings.append(Finding("Lose connections", f"{len(losing)} of {len(losing) + len(safe)} ways:", f"{listed}."))
     if safe:
-        bound = max((row.lost_per_kill_interval[1] for row in safe if row.lost_per_kill_interval), default=0.0)
-        told = [row.way for row in losing if row.lost_per_kill_interval and row.lost_per_kill_interval[0] > bound]
-        versus = f" Seen to lose more than all these: {_names(told) or 'none, after so few kills'}." if losing else ""
+        bound = max((row.lost_per_event_interval[1] for row in safe if row.lost_per_event_interval), default=0.0)
+        told = [row.way for row in losing if row.lost_per_event_interval and row.lost_per_event_interval[0] > bound]
+        more = _names(told) or f"none, after so few {event}s"
+        versus = f" Seen to lose more than all these: {more}." if losing else ""
         findings.append(Finding("None seen lost", "; ".join(row.way for row in safe),
-                                f"in {_kills(safe)} in all: at most {number(bound)} per kill each (95 %).{versus}"))
+                                f"in {_events(safe)} in all: at most {number(bound)} per {event} each (95 %).{versus}"))
     return findings

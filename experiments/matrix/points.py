@@ -58,8 +58,8 @@ def _shares(found: list[float]) -> str:
 
 
 def _faults(row: Row) -> str:
-    """Where workers are killed, failed attempts and what the books call lost are figures of their own."""
-    return faults_text(row if row.kills is None else replace(row, failed_attempts={}, lost=0))
+    """Where faults are made to happen, failed attempts and what the books call lost are figures of their own."""
+    return faults_text(row if row.events is None else replace(row, failed_attempts={}, lost=0))
 
 
 def point(row: Row) -> Point:
@@ -96,16 +96,21 @@ def point(row: Row) -> Point:
         "cpu_balance": row.cpu_largest_to_mean,
         "connection_shares": _shares(row.connection_shares),
         "cpu_shares": _shares(row.cpu_shares),
-        "kills": row.kills,
-        "attempts": row.kill_attempts,
-        "failed": counts(row.kill_failed),
+        "events": row.events,
+        "attempts": row.fault_attempts,
+        "failed": counts(row.fault_failed),
+        "reopened": row.reopened,
         "redelivered": row.redelivered,
-        "lost": row.lost_per_kill,
+        "lost": row.lost_per_event,
         "hung": row.hung,
+        "whole_ms": row.whole_ms,
+        "whole_max_ms": row.whole_max_ms,
+        "left": counts({"descriptors": row.descriptors_left or 0, "processes": row.processes_left or 0}) or
+        ("none" if row.descriptors_left is not None else ""),
         "books_lost": row.lost,
     }
     intervals = {"": row.interval, "ratio_": row.ratio_interval, "cpu_": row.cpu_interval,
-                 "cpu_ratio_": row.cpu_ratio_interval, "lost_": row.lost_per_kill_interval}
+                 "cpu_ratio_": row.cpu_ratio_interval, "lost_": row.lost_per_event_interval}
     for prefix, bounds in intervals.items():
         here[f"{prefix}low"], here[f"{prefix}high"] = bounds or (None, None)
     return here
@@ -115,13 +120,13 @@ def unit_of(section: Section) -> str:
     return " ".join(section.figure.title).strip().replace(" /s", "/s")
 
 
-def is_killed(section: Section) -> bool:
-    return section.workload.kill_every_s > 0
+def has_faults(section: Section) -> bool:
+    return bool(section.workload.fault)
 
 
 def under_load(section: Section) -> list[Row]:
-    """The rows that compare ways. The anatomy's steps are a topic of their own, and so is killing."""
-    return [] if is_killed(section) else [row for row in section.rows if row.group != ANATOMY]
+    """The rows that compare ways. The anatomy's steps are a topic of their own, and so are faults."""
+    return [] if has_faults(section) else [row for row in section.rows if row.group != ANATOMY]
 
 
 def figure(head: str, key: str) -> Column:

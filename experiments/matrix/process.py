@@ -6,6 +6,7 @@ import ctypes
 import os
 import select
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 # Loaded before any fork: between fork and exec nothing may be imported.
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -71,7 +73,9 @@ class Child:
     whatever it forked ends with it. The kernel kills it when this process dies, however that happens."""
 
     def __init__(self, argv: list[str], folder: Path, name: str, pipe_stdout: bool = False,
-                 pipe_stderr: bool = False, stdout: Path = Path(os.devnull), cores: Iterable[int] = ()) -> None:
+                 pipe_stderr: bool = False, stdout: Path = Path(os.devnull), cores: Iterable[int] = (),
+                 guarded: bool = False) -> None:
+        """`guarded`: what it leaves when it ends also dies with us, though that is nobody's child then."""
         self.name = name
         self._errors = folder / f"{name}.stderr"
         parent, held_to = os.getpid(), set(cores)
@@ -83,7 +87,10 @@ class Child:
             # The parent may have died before the request was in place; then no signal would come.
             if os.getppid() != parent:
                 os._exit(1)
+            if theirs:
+                _start_guard(theirs)
 
+        self._guarding, theirs = socket.socketpair() if guarded else (None, None)
         with self._errors.open("wb") as errors, stdout.open("wb") as output:
             self._process = subprocess.Popen(
                 argv,
@@ -96,9 +103,15 @@ class Child:
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
+        self._guard = 0
+        if self._guarding and theirs:
+            theirs.close()
+            self._guard = int(self._guarding.recv(20))
         # Not reaped yet, so the number cannot have been reused.
         self.pidfd = os.pidfd_open(self._process.pid)
+        self.main = self._process.pid  # until adopt() names another
         self._ended = False
+        self._code = 0
         self._lines = b""  # of a piped stderr, not yet given out by line()
 
     def __enter__(self) -> Child:
@@ -142,23 +155,66 @@ class Child:
 
     def children(self) -> list[int]:
         """The processes that it forked and has not reaped, in that order."""
-        found: list[int] = []
-        for task in os.listdir(f"/proc/{self.group}/task"):
+        return children_of(self.main)
+
+    def members(self) -> dict[int, int]:
+        """The parent of each process of its group that has not ended."""
+        found = {}
+        for pid in self._listed():
             try:
-                found += map(int, Path(f"/proc/{self.group}/task/{task}/children").read_text().split())
+                # The name, in parentheses, may hold anything; the fields are counted behind it (proc(5)).
+                state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
             except OSError:
-                continue  # the thread has ended meanwhile
+                continue  # it has ended meanwhile
+            if state not in "ZX":
+                found[pid] = int(parent)
         return found
+
+    def _listed(self) -> list[int]:
+        found = []
+        for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()]:
+            try:
+                if os.getpgid(pid) == self.group and pid != self._guard:
+                    found.append(pid)
+            except OSError:
+                continue
+        return found
+
+    def descriptors(self) -> int:
+        """Open ones of all processes of its group together."""
+        count = 0
+        for pid in self.members():
+            try:
+                count += len(os.listdir(f"/proc/{pid}/fd"))
+            except OSError:
+                continue
+        return count
+
+    def adopt(self, pid: int) -> None:
+        """From now on it is this process of its group, which has taken the place of the one that has ended.
+        Its end is seen as the first one's is, if this program adopts orphans."""
+        pidfd = os.pidfd_open(pid)
+        os.close(self.pidfd)
+        self.pidfd, self.main = pidfd, pid
+
+    def has_ended(self) -> bool:
+        """Whether it has ended by now."""
+        return bool(select.select([self.pidfd], [], [], 0)[0])
+
+    def exit_code(self) -> int:
+        """Of one that has ended and is not reaped, as subprocess gives it."""
+        ended = os.waitid(os.P_PID, self.main, os.WEXITED | os.WNOWAIT)
+        assert ended is not None
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
     def cpu_us(self) -> dict[int, int]:
         """CPU time by process of the group, all its threads. Of a process that ends between its listing
         and its reading there is none, and nothing of children that have been reaped."""
         found = {}
-        for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()]:
+        for pid in self._listed():
             try:
-                if os.getpgid(pid) == self.group:
-                    # The number of a process's CPU clock, as clock_getcpuclockid(3) makes it.
-                    found[pid] = time.clock_gettime_ns(~pid << 3 | 2) // 1000
+                # The number of a process's CPU clock, as clock_getcpuclockid(3) makes it.
+                found[pid] = time.clock_gettime_ns(~pid << 3 | 2) // 1000
             except OSError:
                 continue
         return found
@@ -191,20 +247,25 @@ class Child:
         signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
 
     def end(self) -> int:
-        """Kills what is left of the group, reaps the child, and gives its exit code as subprocess does."""
+        """Kills what is left of the group, reaps the child, and gives its exit code as subprocess does: of the one
+        that was adopted last."""
         if not self._ended:
             # Before the child is reaped: until then the group's number belongs to nobody else.
             try:
                 os.killpg(self.group, signal.SIGKILL)
             except ProcessLookupError:
                 pass
+            self._code = self.exit_code()  # waits for it
             self._process.wait()
+            _reap_group(self.group)
+            if self._guarding:
+                self._guarding.close()
             os.close(self.pidfd)
             for pipe in (self._process.stdout, self._process.stderr):
                 if pipe:
                     pipe.close()
             self._ended = True
-        return self._process.returncode
+        return self._code
 
     def last_words(self) -> str:
         """The last line on stderr that is not empty, or nothing."""
@@ -216,6 +277,52 @@ class Child:
             file.seek(max(0, self._errors.stat().st_size - 4096))
             lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
         return next((line for line in reversed(lines) if line), "")
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that it forked and has not reaped, in that order."""
+    found: list[int] = []
+    for task in os.listdir(f"/proc/{pid}/task"):
+        try:
+            found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+        except OSError:
+            continue  # the thread has ended meanwhile
+    return found
+
+
+def adopt_orphans() -> None:
+    """Whoever loses its parent, and is a descendant of this process, becomes its child: it can be seen to end,
+    and is reaped when the child of whose group it is ends."""
+    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl PR_SET_CHILD_SUBREAPER")
+
+
+def _start_guard(connection: socket.socket) -> None:
+    """Called in a child before its exec: leaves an orphan in the child's process group that kills the group when
+    the other end of the connection closes, so when the process that holds it has died."""
+    between = os.fork()
+    if between:
+        os.waitpid(between, 0)
+        return
+    if os.fork() == 0:
+        connection.send(str(os.getpid()).encode())
+        kept = connection.fileno()
+        os.closerange(0, kept)
+        os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
+        try:
+            connection.recv(1)
+        finally:
+            os.killpg(0, signal.SIGKILL)
+    os._exit(0)
+
+
+def _reap_group(group: int) -> None:
+    """The orphans of a group that has been killed, as far as they are children of this process."""
+    while True:
+        try:
+            os.waitid(os.P_PGID, group, os.WEXITED)
+        except ChildProcessError:
+            return
 
 
 def describe_exit(code: int) -> str:

@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from matrix.fault_kinds import KINDS
 from matrix.figures import failed_attempts, figure_of, value_of
 from matrix.spec import Cell
 
@@ -25,8 +26,8 @@ def outcome(cell: Cell, record: dict[str, Any]) -> str:
     value = value_of(record, figure)
     shown = "none" if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
     failed = sum(failed_attempts(record["client"]).values())
-    kills = f", {len(record['crashes']['kills'])} workers killed" if record["crashes"] else ""
-    return f"{figure.key} {shown}{kills}" + (f", {failed:,} attempts failed" if failed else "")
+    events = f", {len(found['events'])} {KINDS[found['kind']].events}" if (found := record["faults"]) else ""
+    return f"{figure.key} {shown}{events}" + (f", {failed:,} attempts failed" if failed else "")
 
 
 def clock(seconds: float) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from matrix import bench, cores
+from matrix import bench, cores, losses
 from matrix.figures import METRICS, Measured
 from matrix.points import number
 from matrix.rows import Row, Section, sections
@@ -20,9 +20,10 @@ from matrix.store import Run, StoreError
 
 NOTHING = number(None)
 MARK = re.compile(r"<!--([^;<>]+);([^;<>]+);([^;<>]+);([^;<>]+)-->(.*?)<!--/-->", re.DOTALL)
-ATTRIBUTES = ("kernel_bytes", "server_bytes", "client_bytes", "server_processes", "client_processes", "kills",
-              "kill_attempts", "redelivered", "hung", "repetitions", "attempts", "queue_overflows", "lost_per_kill",
-              "connections_largest_to_mean", "cpu_largest_to_mean")
+ATTRIBUTES = ("kernel_bytes", "server_bytes", "client_bytes", "server_processes", "client_processes", "events",
+              "fault_attempts", "fault_echoed", "redelivered", "reopened", "hung", "repetitions", "attempts",
+              "queue_overflows", "lost_in_faults", "lost_per_event", "whole_ms", "whole_max_ms", "descriptors_left",
+              "processes_left", "connections_largest_to_mean", "cpu_largest_to_mean")
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ FIGURES: dict[str, Callable[[Place], str]] = {
     "cpu-ratio95": lambda at: _ratio(_measured(at, "cpu")),
     "p50-ms": lambda at: number(at.row.latency_p50_us and at.row.latency_p50_us / 1000),
     "p99-ms": lambda at: number(at.row.latency_p99_us and at.row.latency_p99_us / 1000),
-    "lost95": lambda at: _with(at.row.lost_per_kill, at.row.lost_per_kill_interval),
+    "lost95": lambda at: _with(at.row.lost_per_event, at.row.lost_per_event_interval),
+    "lost-bound": lambda at: losses.rate_text(at.row.lost_in_faults, at.row.events, at.row.fault_attempts, number,
+                                              of=True),
     "failed": lambda at: f"{sum(at.row.failed_attempts.values()):,}",
     "unseen": lambda at: _share(at.section.unseen_below),
     "cpu-unseen": lambda at: _share(at.section.cpu_unseen_below),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from matrix import crashes, figures, stats
+from matrix import figures, losses, stats
 from matrix.figures import OF_ALL_HELD, Figure, Measured, figure_of, wanted
 from matrix.spec import Matrix, Way, Workload, options_of
 from matrix.stats import Interval
@@ -94,14 +94,23 @@ class Row:
     degraded: str = ""  # why a server was not whole at its end
     queue_overflows: int = 0
     faults: int = 0
-    # Where workers are killed during the load.
-    kills: int | None = None
-    kill_attempts: int | None = None
-    kill_failed: dict[str, int] | None = None  # by outcome
+    # Where faults are made to happen during the load.
+    fault: str = ""  # one of fault_kinds.KINDS
+    events: int | None = None
+    fault_attempts: int | None = None
+    fault_echoed: int | None = None
+    fault_failed: dict[str, int] | None = None  # by outcome
+    reopened: int | None = None  # connections, by clients that keep theirs
     redelivered: int | None = None
-    lost_per_kill: float | None = None
-    lost_per_kill_interval: Interval | None = None
+    lost_in_faults: int | None = None  # failed attempts, or of clients that keep theirs connections reopened
+    lost_per_event: float | None = None
+    lost_per_event_interval: Interval | None = None
     hung: int | None = None  # attempts over 1 s
+    whole_ms: float | None = None  # from an event until all was whole again: the median, and the longest
+    whole_max_ms: float | None = None
+    not_replaced: int = 0  # stopped workers that the server left alone, as it does with one that has nothing to do
+    descriptors_left: int | None = None  # more than before, when nobody is connected any more
+    processes_left: int | None = None  # of the server, when it has ended
 
 
 @dataclass
@@ -183,7 +192,7 @@ def _row(section: Section, way: Way) -> Row:
         row.reason = first["reason"] or _shortfall(first, figure)
     if measured := [cell for cell in cells.values() if cell["status"] == "ok"]:
         _describe(row, section, measured)
-        crashes.describe(row, measured)
+        losses.describe(row, measured)
     return row
 
 
@@ -192,7 +201,7 @@ def _place(row: Row, load: Workload, way: Way, cells: Cells) -> None:
     ran = next(iter(cells.values()), None)
     server = options_of(ran["server_options"] if ran else way.server)
     client = options_of(ran["client_options"] if ran else load.client)
-    row.kind, row.group = "kill" if load.kill_every_s else load.kind, way.group
+    row.kind, row.group = load.fault or load.kind, way.group
     row.strategy = "peer" if way.kind == "peers" else server.get("--strategy", "epoll")
     if row.strategy == "pool":
         row.method = server.get("--ipc", "")
@@ -307,12 +316,15 @@ def reason_text(row: Row) -> str:
 
 def faults_text(row: Row) -> str:
     """What the faults of a row are; nothing when there are none."""
+    left = {"descriptors": row.descriptors_left or 0, "processes": row.processes_left or 0}
     parts = [
         _text(row.failed_attempts),
         f"server: {_text(row.server_errors)}" if row.server_errors else "",
         f"{row.lost:,} lost by the books" if row.lost else "",
         f"{row.unbalanced_reports} server reports do not balance" if row.unbalanced_reports else "",
         f"{row.worker_deaths} worker deaths" if row.worker_deaths else "",
+        f"{row.not_replaced} stopped workers were left alone" if row.not_replaced else "",
+        f"left behind: {_text(left)}" if any(left.values()) else "",
         f"degraded: {row.degraded}" if row.degraded else "",
         f"{row.queue_overflows:,} queue overflows" if row.queue_overflows else "",
     ]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from matrix import peers
+from matrix.fault_kinds import KINDS as FAULTS
 
 FOLDER = Path(__file__).resolve().parents[1] / "matrices"
 SCHEMA = "c10k-matrix/1"
@@ -55,7 +56,8 @@ class Workload:
     repetitions: int = 0  # 0: the matrix's
     ways: tuple[str, ...] = ()  # globs over names, groups and kinds of ways: those it is for; none: all
     not_ways: tuple[str, ...] = ()  # and of these it is for none
-    kill_every_s: float = 0.0  # on average, a worker is killed after so long; 0: none is
+    fault: str = ""  # one of fault_kinds.KINDS, which happens during the load
+    every_s: float = 0.0  # on average, from when all is whole again to the next
     # The cores that the processes of a cell are held to: {"acceptor": [0], "workers": [1], "client": [0]}.
     pin: dict[str, list[int]] = field(default_factory=dict)
 
@@ -102,9 +104,16 @@ class Matrix:
         lists = ("client", "ways", "not_ways")
         workloads = tuple(
             Workload(**{**load, **{key: tuple(load[key]) for key in lists if key in load}})
-            for load in data["workloads"]
+            for load in map(_with_fault, data["workloads"])
         )
         return Matrix(**{**data, "ways": ways, "workloads": workloads})
+
+
+def _with_fault(load: dict[str, Any]) -> dict[str, Any]:
+    """Runs from when killing a worker was the only fault have another key for it."""
+    others = {key: value for key, value in load.items() if key != "kill_every_s"}
+    every_s = load.get("kill_every_s")
+    return {**others, "fault": "kill", "every_s": every_s} if every_s else others
 
 
 @dataclass(frozen=True)
@@ -156,11 +165,14 @@ NUMBER = (int, float)
 CLIENT_COUNTS = ("--connections", "--processes", "--idle")
 MATRIX_KEYS = {"schema": str, "summary": str, "repetitions": int, "baseline": str, "balance": bool, "server": dict,
                "workload": list}
-SERVER_KEYS = {"strategies": list, "methods": list, "workers": (int, list), "loops": list, "way": list}
+SERVER_KEYS = {"strategies": list, "methods": list, "workers": (int, list), "loops": list, "retain": list,
+               "way": list}
 WAY_KEYS = {"name": str, "argv": list, "peer": str, "client": str, "group": str}
 WORKLOAD_KEYS = {"name": str, "kind": str, "summary": str, "client": list, "limit_s": NUMBER, "expected_s": NUMBER,
                  "figure": str, "held": int, "repetitions": int, "ways": list, "not_ways": list,
-                 "connections": list, "kill_every_s": NUMBER, "pin": dict}
+                 "connections": list, "fault": str, "every_s": NUMBER, "pin": dict}
+FROM_1 = (int, "numbers from 1")
+LISTS_OF = {"connections": FROM_1, "workers": FROM_1, "retain": (bool, "true and false")}
 
 
 def _check(table: Any, kinds: dict[str, Any], where: str) -> None:
@@ -176,10 +188,9 @@ def _check(table: Any, kinds: dict[str, Any], where: str) -> None:
         if isinstance(value, NUMBER) and not 0 <= value < math.inf:
             raise ValueError(f"{where}: {key} is {value!r}; allowed: 0 and more")
         if isinstance(value, list) and key not in ("way", "workload"):
-            kind = int if key in ("connections", "workers") else str
+            kind, allowed_here = LISTS_OF.get(key, (str, "texts"))
             for entry in value:
                 if type(entry) is not kind or kind is int and entry < 1:
-                    allowed_here = "numbers from 1" if kind is int else "texts"
                     raise ValueError(f"{where}: {key} holds {entry!r}; allowed: {allowed_here}")
 
 
@@ -210,17 +221,21 @@ def _single(server: dict[str, Any]) -> list[Way]:
 
 
 def _pools(server: dict[str, Any], planned: bool) -> list[Way]:
-    """Methods x loops x workers. An axis with more than one value stands in the name: 'pidfd-ring, uring x4'."""
+    """Methods x loops x workers x retained or not. An axis with more than one value stands in the name:
+    'pidfd-ring, uring x4', and what is retained says so."""
     methods, loops = server.get("methods", []), server.get("loops", [])
     for loop in loops:
         _one_of(loop, LOOPS, "loop")
     workers: Any = [0] if planned or not methods else server["workers"]
     workers = workers if isinstance(workers, list) else [workers]
     ways = []
-    for method, loop, count in itertools.product(methods, loops or [""], workers):
+    axes = (methods, loops or [""], workers, server.get("retain") or [False])
+    for method, loop, count, retain in itertools.product(*axes):
         name = method + (f", {loop}" if len(loops) > 1 else "") + (f" x{count}" if len(workers) > 1 else "")
+        name += ", retain" if retain else ""
         argv = ("--strategy", "pool", "--ipc", method)
         argv += (("--workers", str(count)) if count else ()) + (("--loop", loop) if loop else ())
+        argv += ("--retain",) if retain else ()
         ways.append(Way(name, argv, "methods", method.split(":", 1)[0]))
     return ways
 
@@ -302,11 +317,23 @@ def _check_workload(load: Workload, matrix: Matrix) -> None:
     taken = [way for way in matrix.ways if load.takes(way)]
     if not taken:
         raise ValueError(f"{where}: its ways and not_ways leave no way")
-    if load.kill_every_s and (load.pin or load.held or any(way.kind != "methods" for way in taken)):
-        raise ValueError(f"{where}: with 'kill_every_s', its ways are all methods, and there is no pin and no held")
+    if load.fault or load.every_s:
+        _check_fault(load, taken, where)
     for way in taken:
         if way.client:
             _check_client(way, load)
+
+
+def _check_fault(load: Workload, taken: Sequence[Way], where: str) -> None:
+    _one_of(load.fault, FAULTS, f"fault in {where}:")
+    if not load.every_s:
+        raise ValueError(f"{where}: with 'fault', every_s says how many seconds to the next, and is above 0")
+    if load.pin or load.held or any(way.kind != "methods" for way in taken):
+        raise ValueError(f"{where}: with 'fault', its ways are all methods, and there is no pin and no held")
+    duration, needed = options_of(load.client).get("--duration", ""), FAULTS[load.fault].settle_s + load.every_s
+    if not _is_number(duration) or float(duration) <= needed:
+        raise ValueError(f"{where}: with 'fault', client needs a --duration above {needed:g} (every_s, and "
+                         f"{FAULTS[load.fault].settle_s:g} s in which its clients see the last one)")
 
 
 def _check_counts(argv: Sequence[str], names: Sequence[str], where: str) -> None:

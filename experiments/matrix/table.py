@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from matrix import facts, layout, spec
+from matrix import facts, layout, losses, spec
+from matrix.fault_kinds import KINDS
 from matrix.layout import Block, Entry, number, plus_minus, ratio_text
 from matrix.rows import CLIENT_LIMIT, INTERRUPTED, Row, Section, faults_text, reason_text, sections
 from matrix.store import Run
@@ -49,8 +50,8 @@ def _columns(section: Section, matrix: dict[str, Any], wide: bool) -> list[Colum
     cpu_ratio = Column(("CPU to", head),
                        lambda row: ratio_text(row.cpu_ratio, row.cpu_ratio_interval, row.cpu_difference))
     faults = Column(("", "faults"), lambda row: f"{row.faults:,}")
-    if section.workload.kill_every_s:
-        return [*_kill_columns(), p99, faults]
+    if section.workload.fault:
+        return _fault_columns(section, p99, faults, wide)
     if section.workload.held:
         return [rate, p50, p99, *_held_columns(), faults]
     if not matrix.get("balance"):
@@ -61,21 +62,54 @@ def _columns(section: Section, matrix: dict[str, Any], wide: bool) -> list[Colum
     return [rate, within, ratio, cpu, cpu_ratio, p50, p99, *balance] if wide else [rate, ratio, p99, cpu, *balance]
 
 
-def _kill_columns() -> list[Column]:
+def _fault_columns(section: Section, p99: Column, faults: Column, wide: bool) -> list[Column]:
+    kind, keeps = KINDS[section.workload.fault], section.workload.kind == "rr"
+
     def count(value: int | None) -> str:
         return "-" if value is None else f"{value:,}"
 
     def between(row: Row) -> str:
-        bounds = row.lost_per_kill_interval
+        bounds = row.lost_per_event_interval
         return f"{number(bounds[0])} to {number(bounds[1])}" if bounds else "-"
 
+    def left(row: Row) -> str:
+        return "-" if row.descriptors_left is None else f"{row.descriptors_left}+{row.processes_left}"
+
+    def rate(of: Callable[[Row], int | None]) -> Callable[[Row], str]:
+        return lambda row: losses.rate_text(of(row), row.events, row.fault_attempts, number)
+
+    def outcome(name: str) -> Column:
+        return Column(("", name), rate(lambda row: None if row.fault_failed is None else row.fault_failed.get(name, 0)))
+
+    attempts = Column(("", "attempts"), lambda row: count(row.fault_attempts))
+    events = Column(("", "faults" if " " in kind.events else kind.events), lambda row: count(row.events))
+    redelivered = Column(("redeli-", "vered"), lambda row: count(row.redelivered))
+    if not wide:
+        what = "reopened" if keeps else "lost"
+        return [
+            attempts,
+            events,
+            Column((what, "each"), lambda row: number(row.lost_per_event)),
+            Column(("", "95 %"), between),
+            redelivered,
+            Column(("over", "1 s"), lambda row: count(row.hung)),
+            Column(("left", "fd+p"), left),
+            faults,
+        ]
     return [
-        Column(("", "attempts"), lambda row: count(row.kill_attempts)),
-        Column(("", "kills"), lambda row: count(row.kills)),
-        Column(("failed", "/kill"), lambda row: number(row.lost_per_kill)),
-        Column(("", "95 %"), between),
-        Column(("redeli-", "vered"), lambda row: count(row.redelivered)),
-        Column(("over", "1 s"), lambda row: count(row.hung)),
+        events,
+        attempts,
+        Column(("", "echoed"), lambda row: count(row.fault_echoed)),
+        redelivered,
+        *map(outcome, ("eof", "reset", "refused", "timeout")),
+        *[Column(("", "reopened"), rate(lambda row: row.reopened))] * keeps,
+        Column(("", "over 1 s"), rate(lambda row: row.hung)),
+        Column(("whole", "again, ms"), lambda row: "-" if row.whole_ms is None else
+               f"{number(row.whole_ms)}, at most {number(row.whole_max_ms)}"),
+        Column(("left behind:", "descriptors + processes"), left),
+        Column(("", "books"), lambda row: f"{row.unbalanced_reports} not balanced" if row.unbalanced_reports
+               else "balanced"),
+        p99,
     ]
 
 
@@ -177,9 +211,17 @@ def _context(run: Run, all_sections: list[Section]) -> list[str]:
     if any(section.figure.key == "connect_all_s" for section in all_sections):
         what = "hold: its latency is of the echoes while all are connected"
         paragraphs.insert(2, f"{what}; a ratio below 1 is faster.")
-    if any(section.workload.kill_every_s for section in all_sections):
-        paragraphs.insert(2, "Where workers are killed: failed attempts per kill, with the exact interval of a Poisson "
-                             "mean; redelivered were handed to another worker after the first had died.")
+    if kinds := list(dict.fromkeys(section.workload.fault for section in all_sections if section.workload.fault)):
+        what = "; ".join(f"{kind}: {KINDS[kind].what}" for kind in kinds)
+        paragraphs[2:2] = [
+            f"Faults come at random moments, each once all is whole again. {what}",
+            "Lost is an attempt without its echo, and of clients that keep their connections one that had to be "
+            "reopened; each with the exact interval of a Poisson mean, for one fault. 0 (< 3/n): none of n attempts, so "
+            "at 95 % a smaller share than that. Redelivered were handed to another worker. Left are descriptors that are "
+            "still open when nobody is connected, and processes that are there when the server has ended.",
+            *["When the acceptor is killed, what was refused or reset until another server listened is no loss of "
+              "the workers: it is counted apart."] * ("acceptor" in kinds),
+        ]
     if any(section.workload.held for section in all_sections):
         paragraphs.insert(2, "Memory is per connection, while all are held and nobody speaks: kernel is of both ends, "
                              "which on loopback are here (they are alike: half is the server's); server is what "

@@ -43,6 +43,6 @@ TOPICS = (
     Topic("cores", "One acceptor and more cores", cores.capacity, "no pool whose acceptor's CPU is known"),
     Topic("placed", "The model against processes held to cores", cores.placed, "nothing held to cores; "
           "experiments/run_matrix saturation does"),
-    Topic("crashes", "What is lost when a worker is killed", charts.crashes, "no load during which workers are killed; "
+    Topic("crashes", "What is lost when something dies", charts.crashes, "no load during which faults happen; "
           "experiments/run_matrix faults has it"),
 )

@@ -1,0 +1,130 @@
+"""What faults during a load cost its clients: failures for each, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from matrix.fault_kinds import KINDS
+from matrix.figures import failed_attempts
+from matrix.spec import options_of
+
+if TYPE_CHECKING:
+    from matrix.rows import Row
+
+HUNG_NS = 1e9
+ERROR = 0.025  # on each side of a 95 % interval
+RULE_OF_THREE = 3.0  # none of n seen: at 95 % the rate is below 3 / n
+
+
+def hung(client: dict[str, Any]) -> int:
+    """Attempts that took over a second from their intended start: echoed so late, or given up."""
+    late = sum(count for ns, count in client.get("latency", {}).get("buckets_ns", []) if ns > HUNG_NS)
+    return late + client.get("outcomes", {}).get("timeout", 0)
+
+
+def recorded(cell: dict[str, Any]) -> dict[str, Any] | None:
+    """The faults of a cell. Runs from when killing a worker was the only one have it in another form."""
+    if old := cell.get("crashes"):
+        return {"kind": "kill", "events": old["kills"], "hung": old["hung"]}
+    return cell.get("faults")
+
+
+def reopened(cell: dict[str, Any]) -> int:
+    """Connections that clients who keep theirs opened in place of others."""
+    wanted = int(options_of(cell["client_options"]).get("--connections", 0))
+    return max(0, cell["client"].get("connections_opened", 0) - wanted)
+
+
+def describe(row: Row, cells: list[dict[str, Any]]) -> None:
+    """The faults of a row's cells and what they cost. Workers that end by them are this workload's own doing, and so
+    is what the dead held by the server's books: no faults of the server. What clients lost of it is among their
+    failed attempts."""
+    seen = [(cell, found) for cell in cells if (found := recorded(cell))]
+    if not seen:
+        return
+    row.fault = seen[0][1]["kind"]
+    kind, failed = KINDS[row.fault], Counter[str]()
+    for cell, found in seen:
+        failed.update(failed_attempts(cell["client"]))
+        _add_earlier(row, found)
+    events = [event for _, found in seen for event in found["events"]]
+    row.events = len(events)
+    row.fault_attempts = sum(cell["client"]["attempts"] for cell, _ in seen)
+    row.fault_echoed = sum(cell["client"].get("outcomes", {}).get("echoed", 0) for cell, _ in seen)
+    row.fault_failed = dict(failed)
+    row.redelivered = (row.redelivered or 0) + sum(cell["server"]["totals"].get("redelivered", 0) for cell, _ in seen)
+    row.hung = sum(found["hung"] for _, found in seen)
+    row.not_replaced = sum("not_replaced" in event for event in events)
+    if any("descriptors_left" in found for _, found in seen):
+        row.descriptors_left = sum(max(0, found.get("descriptors_left", 0)) for _, found in seen)
+        row.processes_left = sum(found.get("processes_left", 0) for _, found in seen)
+    if times := [event["whole_s"] for event in events if "whole_s" in event]:
+        row.whole_ms, row.whole_max_ms = 1e3 * sorted(times)[len(times) // 2], 1e3 * max(times)
+    if options_of(seen[0][0]["client_options"]).get("--workload") == "rr":
+        row.reopened = sum(reopened(cell) for cell, _ in seen)
+    row.lost_in_faults = row.reopened if row.reopened is not None else failed.total() - _apart(row, failed)
+    if row.events:
+        low, high = poisson_interval(row.lost_in_faults)
+        row.lost_per_event = row.lost_in_faults / row.events
+        row.lost_per_event_interval = (low / row.events, high / row.events)
+    own_deaths = min(row.worker_deaths, row.events) if kind.ends_worker else 0
+    row.worker_deaths -= own_deaths
+    own_lost = row.lost if kind.ends_worker else 0
+    row.faults += (row.descriptors_left or 0) + (row.processes_left or 0) - own_deaths - own_lost
+
+
+def _apart(row: Row, failed: Counter[str]) -> int:
+    """While no server listens, connects are refused, and what waited for the dead acceptor is reset: that is
+    counted by itself."""
+    return failed["refused"] + failed["reset"] if row.fault == "acceptor" else 0
+
+
+def _add_earlier(row: Row, found: dict[str, Any]) -> None:
+    """The books of the servers that others have replaced, which have written theirs."""
+    for report in found.get("earlier", []):
+        unbalanced, deaths, lost = report["books"].get("balanced") is False, report["worker_deaths"], \
+            report["books"].get("lost", 0)
+        row.unbalanced_reports += unbalanced
+        row.worker_deaths += deaths
+        row.lost += lost
+        row.faults += unbalanced + deaths + lost
+        row.redelivered = (row.redelivered or 0) + report["totals"]["redelivered"]
+
+
+def rate_text(count: int | None, events: int | None, attempts: int | None, number: Callable[[float], str],
+              of: bool = False) -> str:
+    """So many in all, and for each event with the exact interval; of none, below which share of the attempts that
+    is at 95 %. With `of` it says of how many attempts."""
+    if count is None or not events or not attempts:
+        return "-"
+    if count == 0:
+        digits, _, power = f"{RULE_OF_THREE / attempts:.1e}".partition("e")
+        bound = f"{digits}e{int(power)}"
+        return f"0 of {attempts:,}: below {bound}" if of else f"0 (< {bound})"
+    low, high = poisson_interval(count)
+    return f"{count:,}: {number(count / events)} ({number(low / events)} to {number(high / events)})"
+
+
+def poisson_interval(count: int) -> tuple[float, float]:
+    """The exact (Garwood) 95 % interval of the mean of which this count was seen."""
+    low = _mean(lambda mean: 1 - _at_most(count - 1, mean) >= ERROR, count) if count else 0.0
+    return low, _mean(lambda mean: _at_most(count, mean) <= ERROR, count)
+
+
+def _mean(reached: Callable[[float], bool], count: int) -> float:
+    """The smallest mean that has reached it."""
+    low, high = max(0.0, count - 6 * math.sqrt(count)), count + 6 * math.sqrt(count) + 6
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return high
+
+
+def _at_most(count: int, mean: float) -> float:
+    """The probability of so many or fewer. Terms further down are below what a float can add."""
+    first = max(0, math.floor(count - 16 * math.sqrt(count)))
+    logs = (i * math.log(mean) - mean - math.lgamma(i + 1) for i in range(first, count + 1))
+    return math.fsum(map(math.exp, logs))

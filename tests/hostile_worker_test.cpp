@@ -1,0 +1,277 @@
+// Workers that are an enemy, against the real dispatcher: whatever one does to what it shares with the
+// acceptor, the acceptor goes on, and the clients are served by the other worker or see an end.
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <fstream>
+#include <random>
+
+#include "acceptor/dispatcher.hpp"
+#include "tests/support.hpp"
+#include "workers/worker.hpp"
+
+namespace c10k::testing {
+namespace {
+
+constexpr std::uint32_t seed = 20261123;
+
+/// What the hostile worker does, for as long as it lives.
+using Attack = std::function<void(ConnectionSource&, ProcessCounters&, std::minstd_rand&)>;
+
+class Hostile : public ::testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    configured_ = configure_handoff_method(GetParam());
+    const Support support = configured_.method->probe();
+    if (!support.available) GTEST_SKIP() << support.reason;
+    ::testing::Test::RecordProperty("seed", static_cast<int>(seed));
+  }
+
+  /// Two workers, of which the first is hostile; 24 clients. `dropped`: the acceptor must end it itself.
+  void run(const Attack& attack, bool dropped, Retain retain = Retain::none) {
+    SCOPED_TRACE(fmt::format("seed {}", seed));
+    const std::size_t before = open_descriptors();
+    {
+      const MethodFacts& facts = *configured_.entry;
+      EventLoop loop(epoll_poller());
+      const SharedArray<Counter> active(2);
+      std::array<std::unique_ptr<WorkerProcess>, 2> workers;
+      for (std::size_t slot = 0; slot < 2; ++slot) {
+        workers[slot] = start(slot, slot == 0 ? &attack : nullptr, active);
+        char ready = 0;
+        ASSERT_TRUE(wait_readable(workers[slot]->control.get()));
+        ASSERT_EQ(::recv(workers[slot]->control.get(), &ready, 1, 0), 1);
+      }
+      Dispatcher dispatcher(loop, 2, find_dispatch_policy("round-robin"), facts, retain, 1024);
+      loop.at_end_of_turn([&] { dispatcher.collect(); });
+      for (auto& worker : workers) dispatcher.worker_ready(*worker);
+
+      std::vector<OwnedFd> clients;
+      for (std::uint64_t id = 1; id <= 24; ++id) {
+        TcpPair pair = tcp_pair();
+        send_text(pair.client.get(), "hello");
+        dispatcher.add({std::move(pair.accepted), {.id = id, .accepted_ns = monotonic_ns()}});
+        clients.push_back(std::move(pair.client));
+      }
+      dispatcher.flush();
+
+      std::vector<bool> settled(clients.size());
+      std::size_t echoed = 0;
+      std::size_t ended = 0;
+      bool killed = false;
+      const std::int64_t until = monotonic_ns() + patience_ns;
+      const std::function<void()> look = [&] {
+        for (std::size_t i = 0; i < clients.size(); ++i) {
+          char bytes[8];
+          const ssize_t got =
+              settled[i] ? -1 : ::recv(clients[i].get(), bytes, sizeof bytes, MSG_DONTWAIT);
+          if (settled[i] || (got < 0 && errno == EAGAIN)) continue;
+          settled[i] = true;
+          ++(got > 0 ? echoed : ended);
+        }
+        if (workers[0] && has_ended(workers[0]->child.pidfd())) {
+          (void)workers[0]->child.wait();
+          configured_.method->worker_ended(0);
+          dispatcher.worker_ended(*workers[0]);
+          ProcessTotals totals;
+          totals.add(workers[0]->counters(), false);
+          totals.add(rusage{}, workers[0]->counters().at_ready);
+          EXPECT_FALSE(totals.to_json().dump(-1, ' ', false).empty());
+          workers[0].reset();
+        }
+        // The honest one has what it was sent: nothing that the hostile one does takes that away.
+        if (!dropped && !killed && workers[0] && echoed >= 8) {
+          killed = true;
+          workers[0]->child.signal(SIGKILL);
+        }
+        if ((echoed + ended == clients.size() && !workers[0]) || monotonic_ns() > until)
+          return loop.stop();
+        loop.after(1'000'000, look);
+      };
+      loop.after(0, look);
+      loop.run();
+      EXPECT_EQ(echoed + ended, clients.size()) << "clients hang";
+      EXPECT_GE(echoed, 12U) << "the honest worker's clients";
+      EXPECT_EQ(workers[0], nullptr) << "the hostile worker lives on";
+      dispatcher.release_retained();
+      workers[1]->child.signal(SIGKILL);
+      (void)workers[1]->child.wait();
+      dispatcher.worker_ended(*workers[1]);
+    }
+    configured_ = {};
+    EXPECT_LE(open_descriptors(), before) << "descriptors leaked";
+  }
+
+  [[nodiscard]] const MethodFacts& facts() const { return *configured_.entry; }
+
+ private:
+  std::unique_ptr<WorkerProcess> start(std::size_t slot, const Attack* attack,
+                                       const SharedArray<Counter>& active) {
+    auto worker = std::make_unique<WorkerProcess>();
+    worker->slot = slot;
+    worker->shared = std::make_unique<SharedArray<ProcessCounters>>(1);
+    LinkRequest request;
+    request.worker = slot;
+    request.workers = 2;
+    const auto link = configured_.method->open(request);
+    auto [ours, theirs] = unix_pair(SOCK_SEQPACKET);
+    std::vector<int> keep = link->worker_descriptors();
+    keep.push_back(theirs.get());
+    const pid_t acceptor = ::getpid();
+    worker->child = ChildProcess::fork(
+        [&]() -> int {
+          if (attack == nullptr) {
+            return run_worker_process(find_loop("epoll"), link->worker_end(), false, {},
+                                      worker->counters(), active.all(), slot, std::move(theirs),
+                                      acceptor);
+          }
+          const auto source = link->worker_end();
+          std::minstd_rand random(seed);
+          ::signal(SIGPIPE, SIG_IGN);
+          say(theirs.get(), 'r');
+          const std::int64_t until = monotonic_ns() + patience_ns;
+          while (monotonic_ns() < until) {
+            (*attack)(*source, worker->counters(), random);
+            ::poll(nullptr, 0, 1);  // it is hostile, and not the only one that wants the CPU
+          }
+          return 0;
+        },
+        keep, SIGKILL, configured_.entry->shared_table ? Table::shared : Table::own);
+    link->leave_to_worker(std::move(theirs));
+    worker->control = std::move(ours);
+    worker->sink = link->acceptor_end(worker->child.pidfd());
+    return worker;
+  }
+
+  ConfiguredMethod configured_;
+};
+
+std::vector<std::string> names(bool (*wanted)(const MethodEntry&)) {
+  std::vector<std::string> all;
+  for (const MethodEntry& entry : handoff_methods()) {
+    if (!entry.kernel_dispatches && wanted(entry)) all.emplace_back(entry.name);
+  }
+  return all;
+}
+
+std::string readable(const ::testing::TestParamInfo<std::string>& info) {
+  std::string name = info.param;
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+}
+
+/// Those whose workers are said to be trusted are here only for what every worker shares.
+class HostileCounters : public Hostile {};
+INSTANTIATE_TEST_SUITE_P(Registry, HostileCounters,
+                         ::testing::ValuesIn(names([](const MethodEntry&) { return true; })),
+                         readable);
+class HostileChannel : public Hostile {};
+INSTANTIATE_TEST_SUITE_P(Registry, HostileChannel,
+                         ::testing::ValuesIn(names([](const MethodEntry& entry) {
+                           return entry.needs_trust.empty();
+                         })),
+                         readable);
+
+TEST_P(HostileCounters, CountsThatJumpAreTheEndOfTheWorker) {
+  run(
+      [](ConnectionSource&, ProcessCounters& counters, auto&) {
+        counters.consumed.set(std::uint64_t{1} << 63);
+        counters.finished.set(~std::uint64_t{0});
+      },
+      true);
+}
+
+TEST_P(HostileCounters, CountsThatRunBackwardsAreTheEndOfTheWorker) {
+  run(
+      [](ConnectionSource&, ProcessCounters& counters, auto&) {
+        counters.consumed.set(counters.consumed.get() - 1);
+        counters.received.set(counters.received.get() - 1);
+      },
+      true);
+}
+
+TEST_P(HostileCounters, EndsThatCannotHaveBeenAreTheEndOfTheWorker) {
+  run([](ConnectionSource&, ProcessCounters& counters,
+         auto&) { counters.ended.set(std::uint64_t{1} << 40); },
+      true, Retain::none);
+}
+
+TEST_P(HostileCounters, NumbersOutOfRange) {
+  const bool dropped = !facts().shared_channel;  // else one cannot tell whose it was
+  run(
+      [](ConnectionSource&, ProcessCounters& counters, auto& random) {
+        for (Counter& copy : counters.consumed_copies) copy.set(random() | std::uint64_t{1} << 40);
+        for (Counter& copy : counters.ended_copies) copy.set(~std::uint64_t{0} - random());
+        counters.ended.add();
+        counters.consumed.add();
+      },
+      dropped);
+}
+
+/// Copies given back that it was sent and never asked for: their numbers must not be used any more.
+TEST_P(HostileChannel, CountsWhatItHasNotFetchedAndFetchesItThen) {
+  run(
+      [](ConnectionSource& source, ProcessCounters& counters, auto&) {
+        // The acceptor's numbers are small, and round-robin gives every second to this one.
+        for (std::uint64_t i = 1; i <= 12; ++i) counters.consumed_copies[i].set(2 * (i - 1));
+        if (counters.consumed.get() < 12) counters.consumed.add();
+        if (counters.consumed.get() < 6) return;
+        Slots slots;
+        pollfd entry{source.fd(), POLLIN, 0};
+        if (::poll(&entry, 1, 0) == 1) (void)source.receive(slots);
+      },
+      false);
+}
+
+TEST_P(HostileChannel, RandomBytesOverAllSharedMemory) {
+  run(
+      [](ConnectionSource&, ProcessCounters&, auto& random) {
+        std::ifstream maps("/proc/self/maps");
+        for (std::string line; std::getline(maps, line);) {
+          unsigned long begin = 0;
+          unsigned long end = 0;
+          if (line.find("/memfd:c10k") == std::string::npos ||
+              std::sscanf(line.c_str(), "%lx-%lx", &begin, &end) != 2)
+            continue;
+          for (int i = 0; i < 4000; ++i)
+            reinterpret_cast<volatile unsigned char*>(begin)[random() % (end - begin)] =
+                static_cast<unsigned char>(random());
+        }
+      },
+      false);
+}
+
+TEST_P(HostileChannel, GarbageAndDescriptorsOnWhateverItHas) {
+  run(
+      [](ConnectionSource&, ProcessCounters&, auto& random) {
+        for (int fd = 3; fd < 64; ++fd) {
+          if (::fcntl(fd, F_GETFD) < 0) continue;
+          std::array<unsigned char, 600> bytes;
+          for (unsigned char& byte : bytes) byte = static_cast<unsigned char>(random());
+          iovec data{bytes.data(), 1 + random() % bytes.size()};
+          alignas(cmsghdr) std::array<char, CMSG_SPACE(3 * sizeof(int))> control{};
+          msghdr message{};
+          message.msg_iov = &data;
+          message.msg_iovlen = 1;
+          message.msg_control = control.data();
+          message.msg_controllen = control.size();
+          cmsghdr* header = CMSG_FIRSTHDR(&message);
+          header->cmsg_level = SOL_SOCKET;
+          header->cmsg_type = SCM_RIGHTS;
+          header->cmsg_len = CMSG_LEN(3 * sizeof(int));
+          const int standard[3] = {0, 1, 2};
+          std::memcpy(CMSG_DATA(header), standard, sizeof standard);
+          (void)::sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+          const int flags = ::fcntl(fd, F_GETFL);
+          if ((flags & O_ACCMODE) != O_RDONLY && (flags & O_NONBLOCK) != 0)
+            (void)!::write(fd, bytes.data(), 8);
+        }
+      },
+      GetParam() == "relay");
+}
+
+}  // namespace
+}  // namespace c10k::testing

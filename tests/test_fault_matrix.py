@@ -1,0 +1,219 @@
+"""Tests of the faults that a matrix makes happen, and of what it says that they cost. How to run one class:
+
+  cd tests; C10K_BIN_DIR=../build/release /usr/bin/python3 -m unittest -v test_fault_matrix.Kinds"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from matrix_support import BOUND_S, ROOT, Case  # noqa: E402
+from matrix import faults, losses, rows, spec, store  # noqa: E402
+from matrix.process import Child, Waiter  # noqa: E402
+from matrix.serving import Serving  # noqa: E402
+from process_support import BIN_DIR  # noqa: E402
+
+LIST = """
+schema = "c10k-matrix/1"
+summary = "for tests"
+repetitions = 1
+baseline = "scm-seqpacket"
+[server]
+methods = ["scm-seqpacket", "inherited-listener"]
+workers = 2
+retain = [false, true]
+"""
+FAULT = """
+[[workload]]
+name = "{fault}-{kind}"
+kind = "{kind}"
+summary = "for tests"
+client = ["--connections", "{connections}", "--rate", "1000", "--duration", "{duration}", "--timeout", "2"]
+ways = [{ways}]
+fault = "{fault}"
+every_s = {every_s}
+limit_s = 20
+expected_s = 2
+"""
+
+
+class Kinds(unittest.TestCase):
+    """Every kind with the real programs."""
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        """One run with every kind, which the tests look at."""
+        folder = tempfile.TemporaryDirectory(prefix="c10k-test-")
+        cls.addClassCleanup(folder.cleanup)
+        file, run = Path(folder.name) / "faults.toml", Path(folder.name) / "run"
+        loads = (("kill", "crr", 0.3, 1.6, 16, ("scm-seqpacket", "inherited-listener")),
+                 ("kill", "rr", 0.2, 1.2, 16, ("scm-seqpacket", "* retain")),
+                 # While a worker stands still, its share of the attempts does as well.
+                 ("stop", "crr", 0.1, 2.0, 1000, ("scm-seqpacket",)),
+                 ("pause", "rr", 0.1, 1.2, 16, ("scm-seqpacket",)),
+                 ("acceptor", "rr", 0.2, 1.6, 16, ("scm-seqpacket",)))
+        file.write_text(LIST + "".join(
+            FAULT.format(fault=fault, kind=kind, every_s=every_s, duration=duration, connections=connections,
+                         ways=", ".join(f'"{way}"' for way in ways))
+            for fault, kind, every_s, duration, connections, ways in loads))
+        command = [str(ROOT / "experiments" / "run_matrix"), "--bin-dir", str(BIN_DIR), str(file), "--output", str(run),
+                   "--seed", "3"]
+        done = subprocess.run(command, env={**os.environ, "TMPDIR": folder.name}, capture_output=True, text=True,
+                              timeout=2 * BOUND_S, check=False)
+        assert done.returncode == 0, done.stderr
+        cls.run_ = store.load(run)
+        cls.found = {(row.workload, row.way): row for section in rows.sections(cls.run_) for row in section.rows}
+
+    def cell_of(self, load: str, way: str = "scm-seqpacket") -> dict[str, Any]:
+        (cell,) = [cell for cell in self.run_.cells if (cell["workload"], cell["way"]) == (load, way)]
+        return cell
+
+    def test_kills_are_recorded_with_what_they_cost(self) -> None:
+        for way in ("scm-seqpacket", "inherited-listener"):
+            cell, row = self.cell_of("kill-crr", way), self.found["kill-crr", way]
+            kills = cell["faults"]["events"]
+            self.assertGreaterEqual(len(kills), 2)
+            times = [kill["at_s"] for kill in kills]
+            self.assertEqual(times, sorted(times))
+            self.assertTrue(0.25 <= times[0] <= 1, times)
+            self.assertTrue(all(later - earlier >= 0.14 for earlier, later in zip(times, times[1:])), times)
+            self.assertEqual(len({kill["pid"] for kill in kills}), len(kills))
+            # In each round every worker has its turn.
+            self.assertEqual({kill["worker"] for kill in kills[:2]}, {0, 1})
+            self.assertTrue(all(kill["whole_s"] > 0 for kill in kills), kills)
+            self.assertEqual(cell["server"]["worker_deaths"], len(kills))
+            self.assertIs(cell["server"]["books"]["balanced"], True)
+            self.assertEqual(sum(cell["client"]["outcomes"].values()), cell["client"]["attempts"])
+            failed = cell["client"]["attempts"] - cell["client"]["outcomes"]["echoed"]
+            self.assertEqual((row.events, row.lost_in_faults), (len(kills), failed))
+            assert row.lost_per_event_interval and row.lost_per_event is not None
+            self.assertAlmostEqual(row.lost_per_event, failed / len(kills))
+            self.assertTrue(row.lost_per_event_interval[0] <= row.lost_per_event < row.lost_per_event_interval[1])
+            self.assertEqual((row.descriptors_left, row.processes_left), (0, 0))
+            self.assertEqual(row.worker_deaths, 0, "these deaths are no faults")
+
+    def test_who_keeps_a_connection_loses_it_with_its_worker_unless_it_is_retained(self) -> None:
+        plain, retained = (self.found["kill-rr", f"scm-seqpacket{more}"] for more in ("", ", retain"))
+        for row in (plain, retained):
+            assert row.events and row.reopened is not None
+            self.assertEqual((row.descriptors_left, row.processes_left), (0, 0))
+        # Half of the 16 connections are a worker's. Retained, only what was in its hands is lost.
+        self.assertGreaterEqual(plain.reopened or 0, 3 * (plain.events or 0))
+        self.assertEqual(plain.lost_in_faults, plain.reopened)
+        self.assertLessEqual(retained.reopened or 0, 2 * (retained.events or 0))
+        self.assertGreaterEqual(retained.redelivered or 0, 3 * (retained.events or 0))
+        refused = self.found["kill-rr", "inherited-listener, retain"]
+        self.assertEqual((refused.status, refused.reason),
+                         ("unsupported", "--retain: with inherited-listener the acceptor never has the connection"))
+
+    def test_a_stopped_worker_is_replaced_by_the_server(self) -> None:
+        cell = self.cell_of("stop-crr")
+        events = cell["faults"]["events"]
+        self.assertTrue(events)
+        self.assertTrue(all(event["whole_s"] > 0.3 and "not_replaced" not in event for event in events), events)
+        self.assertEqual(cell["server"]["stuck_workers"], len(events))
+        self.assertEqual(self.found["stop-crr", "scm-seqpacket"].worker_deaths, 0, "these deaths are no faults")
+
+    def test_a_paused_worker_goes_on(self) -> None:
+        cell = self.cell_of("pause-rr")
+        self.assertGreaterEqual(len(cell["faults"]["events"]), 2)
+        self.assertTrue(all(event["whole_s"] >= faults.PAUSE_S for event in cell["faults"]["events"]))
+        self.assertEqual(cell["client"]["outcomes"]["echoed"], cell["client"]["attempts"])
+        self.assertEqual((cell["server"]["worker_deaths"], self.found["pause-rr", "scm-seqpacket"].reopened), (0, 0))
+
+    def test_a_dead_acceptor_is_replaced_on_its_port(self) -> None:
+        cell = self.cell_of("acceptor-rr")
+        events = cell["faults"]["events"]
+        self.assertTrue(events)
+        self.assertEqual(len({event["pid"] for event in events}), len(events))
+        # Its workers serve whom they have; nobody but the first server had clients.
+        self.assertEqual(cell["client"]["outcomes"]["echoed"], cell["client"]["attempts"])
+        self.assertEqual(cell["server"]["books"]["accepted"], 0)
+        row = self.found["acceptor-rr", "scm-seqpacket"]
+        self.assertEqual((row.lost_in_faults, row.descriptors_left, row.processes_left), (0, 0, 0))
+
+
+class Injecting(Case):
+    """With a shell in the server's place."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.waiter = Waiter()
+        self.addCleanup(self.waiter.__exit__)
+
+    def shell(self, command: str) -> Serving:
+        serving = Serving(["/bin/sh", "-c", command], self.folder, self.waiter)
+        self.addCleanup(serving.__exit__)
+        serving.listen()
+        return serving
+
+    def injector(self, serving: Serving, seed: str, every_s: float = 0.4, fault: str = "kill") -> faults.Injector:
+        load = spec.Workload("w", "crr", "", ("--duration", "30"), 60, 30, fault=fault, every_s=every_s)
+        return faults.Injector(serving, load, seed, self.waiter, lambda: None)
+
+    def test_a_seed_gives_the_same_moments(self) -> None:
+        serving = self.shell("sleep 600 & sleep 600 & echo listening :1; wait")
+        first, again, other = (self.injector(serving, seed)._pause() for seed in ("1", "1", "2"))
+        self.assertEqual(first, again)
+        self.assertNotEqual(first, other)
+        with self.assertRaises(faults.NoWorker):
+            self.injector(self.shell("echo listening :1; exec sleep 600"), "1")
+
+    def client(self) -> Child:
+        child = Child(["/bin/sleep", "600"], self.folder, "client")
+        self.addCleanup(child.end)
+        return child
+
+    def test_a_server_that_ends_is_not_waited_for(self) -> None:
+        serving = self.shell("sleep 600 & echo listening :1; wait; exit 3")
+        injector = self.injector(serving, "1", 0.01)
+        self.assertFalse(injector.follow(self.client(), time.monotonic() + BOUND_S))
+        self.assertEqual((len(injector.record["events"]), serving.child.end()), (1, 3))
+
+    def test_what_is_left_behind_is_counted(self) -> None:
+        serving = self.shell("trap 'exec 8</dev/null 9</dev/null' USR1; sleep 600 & echo listening :1; "
+                             "while :; do wait; done")
+        injector = self.injector(serving, "1")
+        before = serving.child.descriptors()
+        signal.pidfd_send_signal(serving.child.pidfd, signal.SIGUSR1)
+        deadline = time.monotonic() + BOUND_S
+        while serving.child.descriptors() != before + 2 and time.monotonic() < deadline:
+            self.waiter.until((), time.monotonic() + 0.001)
+        injector.finish()
+        self.assertEqual(injector.record["descriptors_left"], 2)
+        signal.pidfd_send_signal(serving.child.pidfd, signal.SIGKILL)
+        self.assertTrue(serving.child.ended(self.waiter, deadline))
+        self.assertEqual(serving.processes(), 1)
+        row = rows.Row("w", "x", descriptors_left=3, processes_left=2)
+        self.assertEqual(rows.faults_text(row), "left behind: 3 descriptors, 2 processes")
+
+
+class Reckoning(unittest.TestCase):
+    def test_attempts_over_a_second_are_hung(self) -> None:
+        outcomes = {"echoed": 9, "timeout": 3, "reset": 1}
+        client = {"latency": {"buckets_ns": [[5e8, 7], [1.5e9, 2]]}, "outcomes": outcomes}
+        self.assertEqual(losses.hung(client), 5)
+
+    def test_the_interval_is_the_exact_one(self) -> None:
+        # Garwood's, as tables of chi-square quantiles give it.
+        for count, low, high in ((0, 0, 3.6889), (1, 0.0253, 5.5716), (10, 4.7954, 18.3904), (100, 81.3640, 121.6272)):
+            for found, right in zip(losses.poisson_interval(count), (low, high)):
+                self.assertAlmostEqual(found, right, places=3)
+
+    def test_of_none_the_bound_is_told(self) -> None:
+        texts = [losses.rate_text(count, 10, 123_456, str, of) for count, of in ((0, False), (0, True), (None, True))]
+        self.assertEqual(texts, ["0 (< 2.4e-5)", "0 of 123,456: below 2.4e-5", "-"])
+        self.assertRegex(losses.rate_text(20, 10, 123_456, str), r"^20: 2\.0 \(1\.2\d* to 3\.0\d*\)$")
+
+
+if __name__ == "__main__":
+    unittest.main()

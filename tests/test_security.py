@@ -1,0 +1,275 @@
+"""Tests of what a process may still do once it reads clients' bytes (--user), and of what a client may keep waiting.
+
+How to run one class: cd tests; C10K_BIN_DIR=../build/release /usr/bin/python3 -m unittest -v test_security.Confined"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import unittest
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import process_support as support  # noqa: E402
+from process_support import (  # noqa: E402
+    Server,
+    Shape,
+    all_shapes,
+    connect,
+    connections,
+    echo,
+    ended,
+    for_each,
+    listing,
+    loop_shapes,
+    method_shapes,
+    strategy_shapes,
+    wait_until,
+)
+
+NOBODY = 65534
+
+
+def trusted(shape: Shape) -> str:
+    """Why its workers cannot be confined; empty when they can."""
+    return next((row["needs_trust"] for row in listing()["methods"] if row["name"] == shape.method), "")
+
+
+def confinable_shapes() -> list[Shape]:
+    return [shape for shape in strategy_shapes() + loop_shapes() if not trusted(shape)]
+
+
+def trusting_shapes() -> list[Shape]:
+    return [shape for shape in method_shapes() if trusted(shape)]
+
+
+def rights_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    rows = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    wanted = ("Uid", "Gid", "Groups", "CapPrm", "CapEff", "NoNewPrivs", "Seccomp")
+    return {key: " ".join(rows[key].split()) for key in wanted}
+
+
+def no_leak_check(_: str) -> dict[str, str]:
+    """The leak sanitizer of a process that ends by exit() needs ptrace and clone, which it may not call."""
+    return {"ASAN_OPTIONS": "detect_leaks=0"}
+
+
+def become_nobody() -> None:
+    os.setgroups([])
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
+
+
+@unittest.skipUnless(os.getuid() == 0, "needs root to become another user")
+class Confined(unittest.TestCase):
+    def check_rights(self, pid: int) -> None:
+        rights = rights_of(pid)
+        same = " ".join([str(NOBODY)] * 4)
+        self.assertEqual((rights["Uid"], rights["Gid"], rights["Groups"]), (same, same, ""))
+        self.assertEqual((int(rights["CapPrm"], 16), int(rights["CapEff"], 16)), (0, 0))
+        self.assertEqual((rights["NoNewPrivs"], rights["Seccomp"]), ("1", "2"))
+
+    @for_each(confinable_shapes)
+    def test_serves_is_replaced_and_drains(self, shape: Shape) -> None:
+        with shape.start("--user", "nobody", environment=no_leak_check) as server:
+            with connections(server.address, 4) as socks:
+                for sock in socks:
+                    echo(sock)
+                    echo(sock, bytes(200_000))
+                servers = server.children() or [server.pid]
+                for pid in servers:
+                    self.check_rights(pid)
+            if shape.pool:
+                victim = server.worker_pid(0)
+                os.kill(victim, signal.SIGKILL)
+                wait_until(lambda: server.worker_pid(0) not in (0, victim), "a successor")
+                self.check_rights(server.worker_pid(0))
+            with connect(server.address) as sock:
+                echo(sock)
+            finished = server.finish()
+        # Whatever the filter killed would be a death more.
+        self.assertEqual(finished.report["worker_deaths"], 1 if shape.pool else 0, finished.err)
+        self.assertEqual(finished.report["options"]["user"], "nobody")
+
+    def test_every_variant(self) -> None:
+        """The options of a method change what its worker calls. On the default loop."""
+        for method, variant in (
+            ("queue-python3", "auth=off,connection=persistent"),
+            ("inherited-listener", "wait=fcntl-lock"),
+            ("inherited-listener", "wait=mutex"),
+            ("reuseport", "steer=least-loaded,migrate=on"),
+        ):
+            row = next(row for row in listing()["methods"] if row["name"] == method)
+            with self.subTest(method=method, variant=variant):
+                if not row["available"]:
+                    self.skipTest(row["reason"])
+                with Server("--strategy", "pool", "--workers", "2", "--ipc", f"{method}:{variant}",
+                            "--user", str(NOBODY)) as server:  # fmt: skip
+                    with connections(server.address, 4) as socks:
+                        for sock in socks:
+                            echo(sock)
+                    self.assertEqual(server.finish().report["worker_deaths"], 0)
+
+    @for_each(trusting_shapes)
+    def test_who_must_be_trusted_says_so(self, shape: Shape) -> None:
+        code, out, err = support.run_program(
+            support.SERVER, "--listen", "127.0.0.1:0", *shape.options, "--user", "nobody"
+        )
+        self.assertEqual((code, out, err.count("\n")), (2, "", 1), err)
+        self.assertIn(f"--user: not with {shape.method}: {trusted(shape)}", err)
+
+    @unittest.skipUnless(shutil.which("strace"), "needs strace")
+    def test_a_forbidden_call_is_a_death_with_its_reason(self) -> None:
+        """strace makes the worker call getuid in place of a recvfrom. It is harmless, and not on the list."""
+        shape = next(shape for shape in method_shapes() if shape.method == "scm-seqpacket")
+        with shape.start("--user", "nobody") as server:
+            victims = server.children()
+            tracers = []
+            try:
+                for pid in victims:
+                    tracer = subprocess.Popen(
+                        ["strace", "-p", str(pid), "-e", "inject=recvfrom:error=EIO:syscall=getuid", "-e", "trace=recvfrom"],
+                        stderr=subprocess.PIPE,
+                    )
+                    tracers.append(tracer)
+                    assert tracer.stderr is not None
+                    self.assertIn(b"attached", tracer.stderr.readline())
+                with connect(server.address) as sock:
+                    sock.sendall(b"x")
+                    # Both die of it, one after the other, and neither has touched it: a successor echoes.
+                    self.assertEqual(support.receive_exactly(sock, 1), b"x")
+                self.assertEqual(server.report()["worker_deaths"], 2)
+            finally:
+                for tracer in tracers:
+                    tracer.terminate()
+                    tracer.communicate()
+            wait_until(lambda: len(server.children()) == 2, "a successor")
+            with connect(server.address) as sock:
+                echo(sock)
+            finished = server.finish()
+        expected = r"worker \d \(process \d+\) ended: killed by signal 31 \(Bad system call\): it made a system call"
+        self.assertEqual(len(re.findall(expected, finished.err)), 2, finished.err)
+
+    def test_lines(self) -> None:
+        command = (support.SERVER, "--listen", "127.0.0.1:0", "--user")
+        code, out, err = support.run_program(*command, "no-such-user")
+        self.assertEqual((code, out, err.count("\n")), (2, "", 1), err)
+        self.assertIn("--user: there is no user 'no-such-user'", err)
+        code, out, err = support.run_program(*command, "1", before_exec=become_nobody)
+        self.assertEqual((code, out, err.count("\n")), (2, "", 1), err)
+        self.assertIn(f"--user: uid {NOBODY} may not become 1", err)
+
+    def test_who_is_that_user_already_needs_no_root(self) -> None:
+        with Server("--strategy", "pool", "--workers", "1", "--user", "nobody", before_exec=become_nobody) as server:
+            with connect(server.address) as sock:
+                echo(sock)
+            self.check_rights(server.worker_pid(0))
+            server.finish()
+
+
+class Deadlines(unittest.TestCase):
+    """Limits that only the right client exceeds: nothing here depends on how soon something comes."""
+
+    @for_each(all_shapes)
+    def test_silent_and_stalled_clients_are_closed_and_counted(self, shape: Shape) -> None:
+        options = ("--first-byte-timeout", "0.1", "--write-timeout", "0.2", "--idle-timeout", "60")
+        with shape.start(*options) as server:
+            with connect(server.address) as good, connect(server.address) as silent:
+                echo(good)
+                with connect(server.address) as stalled:
+                    stalled.setblocking(False)
+                    # More than both ends and the server's own buffers hold, and nothing is ever read.
+                    poller = select.poll()
+                    poller.register(stalled, select.POLLOUT)
+                    gone = select.POLLHUP | select.POLLERR
+
+                    def is_closed() -> bool:
+                        if any(event & gone for _, event in poller.poll(0)):
+                            return True
+                        try:
+                            stalled.send(bytes(1 << 16))
+                        except BlockingIOError:
+                            pass
+                        except (ConnectionResetError, BrokenPipeError):
+                            return True
+                        return False
+
+                    wait_until(is_closed, "the stalled connection is closed")
+                self.assertTrue(ended(silent))
+                echo(good)  # it has had its first byte, and takes what it is sent
+            totals = server.finish().report["totals"]
+        self.assertEqual((totals["closed_silent"], totals["closed_stalled"], totals["closed_idle"]), (1, 1, 0))
+
+    def test_before_the_hand_off(self) -> None:
+        with Server("--strategy", "pool", "--workers", "1", "--hand-off-at", "first-byte", "--first-byte-timeout",
+                    "0.05", "--idle-timeout", "60") as server:  # fmt: skip
+            with connect(server.address) as silent:
+                self.assertTrue(ended(silent))
+            totals = server.finish().report["totals"]
+        self.assertEqual((totals["closed_silent"], totals["closed_idle"], totals["handed"]), (1, 0, 0))
+
+    def test_the_shorter_one_counts(self) -> None:
+        options = ("--first-byte-timeout", "60", "--write-timeout", "60", "--idle-timeout", "0.05")
+        with Server("--strategy", "epoll", *options) as server:
+            with connect(server.address) as silent:
+                self.assertTrue(ended(silent))
+            totals = server.finish().report["totals"]
+        self.assertEqual((totals["closed_silent"], totals["closed_idle"]), (0, 1))
+
+
+class Caps(unittest.TestCase):
+    @for_each(lambda: method_shapes() + support.completion_shapes())
+    def test_a_worker_has_no_more_than_its_cap(self, shape: Shape) -> None:
+        """Six clients, room for four: two wait in the accept queue, and are served as others go."""
+        with shape.start("--max-connections-per-worker", "2") as server, connections(server.address, 6) as socks:
+            for sock in socks:
+                sock.sendall(b"x")
+            served: list[socket.socket] = []
+            waiting = list(socks)
+            # Where the kernel chooses by a hash, all may have come to one worker.
+            least = 2 if shape.method == "reuseport" else 4
+            poller = select.poll()
+            for sock in socks:
+                poller.register(sock, select.POLLIN)
+            while len(served) < least:
+                ready = {fd for fd, _ in poller.poll(support.BOUND_S * 1000)}
+                self.assertTrue(ready, f"only {len(served)} are served")
+                for sock in [sock for sock in waiting if sock.fileno() in ready]:
+                    self.assertEqual(sock.recv(1), b"x")
+                    waiting.remove(sock)
+                    served.append(sock)
+            report = server.report()
+            for worker in support.workers_of(report):
+                self.assertLessEqual(worker["active"], 2)
+            self.assertLessEqual(len(served), 4)
+            while waiting:
+                poller.unregister(served[0])
+                served.pop(0).close()
+                for fd, _ in poller.poll(support.BOUND_S * 1000 if not served else 20):
+                    sock = next(sock for sock in waiting if sock.fileno() == fd)
+                    self.assertEqual(sock.recv(1), b"x")
+                    waiting.remove(sock)
+                    served.append(sock)
+                self.assertTrue(served or not waiting, "those that wait are not served")
+            for sock in served:
+                echo(sock)
+                sock.close()
+            finished = server.finish()
+        self.assertEqual(finished.report["totals"]["finished"], 6)
+        self.assertEqual(finished.report["options"]["max_connections_per_worker"], 2)
+
+    def test_the_default_listens_on_loopback(self) -> None:
+        _, out, _ = support.run_program(support.SERVER, "--help")
+        self.assertIn("127.0.0.1:8000", out)
+
+
+if __name__ == "__main__":
+    unittest.main()
