@@ -21,6 +21,11 @@ constexpr std::int64_t kill_grace_ns = 2'000'000'000;
 constexpr int running_patience = 20;
 constexpr int looks_per_deadline = 2;
 
+/// By a signal or a debugger.
+bool is_stopped(char state) {
+  return state == 'T' || state == 't';
+}
+
 }  // namespace
 
 /// A pidfd becomes readable when its process has ended.
@@ -97,14 +102,18 @@ void Supervisor::start() {
 void Supervisor::look_after_workers() {
   if (options_.worker_deadline_ns == 0) return;
   loop_.after(options_.worker_deadline_ns / looks_per_deadline, [this] {
+    const bool one_is_stopped = std::any_of(slots_.begin(), slots_.end(), [](const Slot& slot) {
+      return slot.worker && slot.looks_in_debt != 0 &&
+             is_stopped(state_of(slot.worker->child.pid()));
+    });
     for (Slot& slot : slots_) {
-      if (slot.worker && slot.worker->ready && !stopping_) look_after(slot);
+      if (slot.worker && slot.worker->ready && !stopping_) look_after(slot, one_is_stopped);
     }
     look_after_workers();
   });
 }
 
-void Supervisor::look_after(Slot& slot) {
+void Supervisor::look_after(Slot& slot, bool one_is_stopped) {
   const WorkerProcess& worker = *slot.worker;
   const std::uint64_t progress = worker.counters().turns.get() + worker.counters().echoes.get();
   if (progress != slot.progress) {
@@ -117,8 +126,11 @@ void Supervisor::look_after(Slot& slot) {
     tell(slot, control::poke);
   }
   const char state = state_of(worker.child.pid());
+  // It may wait for the one that is stopped: the sharer of a queue serves one worker at a time.
+  if (slot.looks_in_debt != 0 && one_is_stopped && !is_stopped(state)) return;
   const int patience = looks_per_deadline * (state == 'R' || state == 'D' ? running_patience : 1);
-  if (slot.looks_in_debt++ != patience) return;
+  if (slot.looks_in_debt++ < patience || slot.killed) return;
+  slot.killed = true;
   ++stuck_;
   fmt::print(stderr,
              "c10k-server: worker {} (process {}, state {}) made no progress for {} ms: killed\n",
@@ -177,6 +189,7 @@ void Supervisor::spawn(std::size_t index) {
   slot.worker = std::move(worker);
   slot.progress = 0;
   slot.looks_in_debt = 0;
+  slot.killed = false;
   slot.leaving = false;
   slot.exit_watch = std::make_unique<ExitWatch>(*this, index, slot.worker->child.pidfd());
   slot.control_watch = std::make_unique<ControlWatch>(*this, index, slot.worker->control.get());

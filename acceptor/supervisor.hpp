@@ -97,6 +97,7 @@ class Supervisor {
     // owed one.
     std::uint64_t progress = 0;
     int looks_in_debt = 0;
+    bool killed = false;
     bool leaving = false;  // it has been told to retire, and has not said that it has left
   };
 
@@ -107,7 +108,7 @@ class Supervisor {
   void abandon(std::size_t slot);
   void check_start();
   void look_after_workers();
-  void look_after(Slot& slot);
+  void look_after(Slot& slot, bool one_is_stopped);
   void tell(const Slot& slot, char byte) const;
   void on_left(std::size_t slot);
   void end_workers_after(std::int64_t delay_ns);

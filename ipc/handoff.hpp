@@ -139,6 +139,8 @@ class ConnectionSource {
   [[nodiscard]] virtual bool shared() const { return false; }
   /// This worker takes nothing for a while, and may have been woken in place of one that would.
   virtual void leave_to_others() {}
+  /// The acceptor has ended without a word: ends what would go on in its place and nobody serve.
+  virtual void acceptor_ended() {}
   /// How many connections this worker has open by now: for a kernel that dispatches by load.
   virtual void report_load(std::uint64_t /*connections*/) {}
   /// Of a listener: its accept queue ends with this process, so that a worker that leaves must take what

@@ -95,8 +95,10 @@ class QueueSink : public ConnectionSink {
   }
 
   /// A worker that had no descriptor free for the rendezvous has left the ticket where it was.
+  /// And one that has died may have left it in the buffer: the feeder would make a ticket of it that takes
+  /// the place of its next worker's.
   bool take_back(const Handover& handover) override {
-    sharer_->drop_connection(handover.tag.id);
+    released(handover);
     return true;
   }
 

@@ -15,6 +15,7 @@
 // Man pages    clone(2), fcntl(2)
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/socket.h>
 
 #include <cstring>
 
@@ -105,7 +106,8 @@ class TableSink : public ConnectionSink {
 
 class TableSource : public ConnectionSource {
  public:
-  TableSource(NumberRing ring, Bell bell) : ring_(std::move(ring)), bell_(std::move(bell)) {}
+  TableSource(NumberRing ring, Bell bell, int listener)
+      : ring_(std::move(ring)), bell_(std::move(bell)), listener_(listener) {}
   /// What waits is this worker's already, and nobody else closes it while it lives.
   ~TableSource() override {
     for (std::size_t i = 0; i < ring_.waiting(); ++i) const OwnedFd unserved(ring_.peek(i).number);
@@ -125,17 +127,27 @@ class TableSource : public ConnectionSource {
     return result;
   }
 
+  /// The listener is open as long as the table is, so as long as one worker drains: its clients would wait
+  /// in a queue that nobody accepts from. Each worker does this; the number may be another file's by now.
+  void acceptor_ended() override {
+    int listens = 0;
+    socklen_t size = sizeof listens;
+    if (::getsockopt(listener_, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) == 0 && listens != 0)
+      (void)::shutdown(listener_, SHUT_RD);
+  }
+
  private:
   NumberRing ring_;
   Bell bell_;
+  int listener_;  // the server's
 };
 
 /// In one table each side needs a number of its own for the bell, or the first to close would close it
 /// for both. The child's copies of these objects are never destroyed (it leaves by _exit).
 class TableLink : public Link {
  public:
-  explicit TableLink(std::shared_ptr<Ledger> ledger)
-      : ledger_(std::move(ledger)), worker_(ledger_->next_owner()) {
+  TableLink(std::shared_ptr<Ledger> ledger, int listener)
+      : ledger_(std::move(ledger)), worker_(ledger_->next_owner()), listener_(listener) {
     ledger_->as(worker_).mark(workers_bell_.fd(), worker_);
   }
 
@@ -145,7 +157,7 @@ class TableLink : public Link {
   }
   std::unique_ptr<ConnectionSource> worker_end() override {
     descriptor_ledger = ledger_->as(worker_);
-    return std::make_unique<TableSource>(ring_, std::move(workers_bell_));
+    return std::make_unique<TableSource>(ring_, std::move(workers_bell_), listener_);
   }
   [[nodiscard]] std::vector<int> worker_descriptors() const override { return {}; }
   void leave_to_worker(OwnedFd fd) override { ledger_->as(worker_).mark(fd.release(), worker_); }
@@ -153,6 +165,7 @@ class TableLink : public Link {
  private:
   std::shared_ptr<Ledger> ledger_;
   std::uint32_t worker_;
+  int listener_;
   NumberRing ring_;
   Bell bell_;
   Bell workers_bell_ = bell_.twin();
@@ -176,9 +189,9 @@ class SharedTable : public HandoffMethod {
     }
   }
 
-  std::unique_ptr<Link> open(const LinkRequest&) override {
+  std::unique_ptr<Link> open(const LinkRequest& request) override {
     if (!ledger_) ledger_ = std::make_shared<Ledger>(raise_descriptor_limit());
-    return std::make_unique<TableLink>(ledger_);
+    return std::make_unique<TableLink>(ledger_, request.listener);
   }
 
  private:

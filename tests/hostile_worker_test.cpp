@@ -31,7 +31,9 @@ class Hostile : public ::testing::TestWithParam<std::string> {
   }
 
   /// Two workers, of which the first is hostile; 24 clients. `dropped`: the acceptor must end it itself.
-  void run(const Attack& attack, bool dropped, Retain retain = Retain::none) {
+  /// `swallows`: it may have read its own clients' bytes, and nobody can answer those.
+  void run(const Attack& attack, bool dropped, Retain retain = Retain::none,
+           bool swallows = false) {
     SCOPED_TRACE(fmt::format("seed {}", seed));
     const std::size_t before = open_descriptors();
     {
@@ -87,13 +89,13 @@ class Hostile : public ::testing::TestWithParam<std::string> {
           killed = true;
           workers[0]->child.signal(SIGKILL);
         }
-        if ((echoed + ended == clients.size() && !workers[0]) || monotonic_ns() > until)
-          return loop.stop();
+        const bool all = swallows ? echoed >= 12 : echoed + ended == clients.size();
+        if ((all && !workers[0]) || monotonic_ns() > until) return loop.stop();
         loop.after(1'000'000, look);
       };
       loop.after(0, look);
       loop.run();
-      EXPECT_EQ(echoed + ended, clients.size()) << "clients hang";
+      if (!swallows) EXPECT_EQ(echoed + ended, clients.size()) << "clients hang";
       EXPECT_GE(echoed, 12U) << "the honest worker's clients";
       EXPECT_EQ(workers[0], nullptr) << "the hostile worker lives on";
       dispatcher.release_retained();
@@ -223,7 +225,7 @@ TEST_P(HostileChannel, CountsWhatItHasNotFetchedAndFetchesItThen) {
         pollfd entry{source.fd(), POLLIN, 0};
         if (::poll(&entry, 1, 0) == 1) (void)source.receive(slots);
       },
-      false);
+      false, Retain::none, true);
 }
 
 TEST_P(HostileChannel, RandomBytesOverAllSharedMemory) {

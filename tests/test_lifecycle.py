@@ -296,6 +296,8 @@ class AcceptorDeath(unittest.TestCase):
                 echo(sock)
             server.signal(signal.SIGKILL)
             self.assertTrue(server.has_ended(BOUND_S))
+            # Nobody accepts any more, so nobody waits in a queue either.
+            wait_until(lambda: refuses(server.address), "connects are refused")
             for sock in socks:
                 if shape.connections_stay:
                     self.assertTrue(ended(sock))

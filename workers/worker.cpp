@@ -188,6 +188,11 @@ void Worker::drain() {
   end_if_drained();
 }
 
+void Worker::acceptor_ended() {
+  if (source_) source_->acceptor_ended();
+  drain();
+}
+
 void Worker::end_if_drained() {
   if (!draining_ || (source_ && source_->in_use())) return;
   if (std::exchange(taking_, false)) intake_->stop();
@@ -234,12 +239,12 @@ class AcceptorWatch : public EventHandler {
     if (pidfd_ && ::getppid() == acceptor) {
       worker_.loop().watch(pidfd_.get(), {.read = true, .level = true}, *this);
     } else {
-      worker_.drain();  // it has ended already
+      worker_.acceptor_ended();  // already
     }
   }
   void on_ready(Readiness) override {
     worker_.loop().forget(pidfd_.get(), Removal::still_open);
-    worker_.drain();
+    worker_.acceptor_ended();
   }
 
  private:

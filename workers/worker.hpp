@@ -58,6 +58,8 @@ class Worker {
   /// Takes what still waits in the source, then no more; run() returns when the last connection has
   /// ended, or closes what is left after the drain timeout.
   void drain();
+  /// The same, when there is nobody any more who accepts.
+  void acceptor_ended();
   /// Drains without waiting for the connections that are open.
   void end_drain();
   [[nodiscard]] bool draining() const { return draining_; }
