@@ -21,6 +21,9 @@ HELLO = b"hello"
 # How long a client may wait after a fault. A sanitized server starts and ends its processes more slowly.
 HANG_S = support.scaled(1, 5)
 
+# For a program that ends by itself while it is traced: LeakSanitizer cannot work then, and says so.
+UNDER_TRACE = {"ASAN_OPTIONS": "detect_leaks=0"}
+
 needs_strace = unittest.skipUnless(shutil.which("strace"), "strace is not installed")
 
 

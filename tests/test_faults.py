@@ -283,7 +283,10 @@ class AcceptErrors(unittest.TestCase):
     @for_each(accepting_shapes)
     def test_a_listener_that_fails_ends_it_with_a_message(self, shape: Shape) -> None:
         for name in ("EBADF", "EINVAL"):
-            with self.subTest(error=name), shape.start() as server:
+            with (
+                self.subTest(error=name),
+                shape.start(environment=lambda _: faults.UNDER_TRACE) as server,
+            ):
                 with self.told(server, shape, f"error={name}"), contextlib.ExitStack() as stack:
                     while not server.has_ended():  # until each of those who accept has been told
                         with contextlib.suppress(ConnectionError):
@@ -299,7 +302,7 @@ class AcceptErrors(unittest.TestCase):
 
     @for_each(lambda: [shape for shape in pools() if shape.kernel_dispatches])
     def test_a_worker_that_asks_not_to_be_restarted_is_not(self, shape: Shape) -> None:
-        with shape.start() as server:
+        with shape.start(environment=lambda _: faults.UNDER_TRACE) as server:
             pids = [row["pid"] for row in workers_of(server.report())]
             with traced_each([(pids[0], ("--inject=accept4:error=EINVAL",))], server.folder):
                 with contextlib.ExitStack() as stack:
