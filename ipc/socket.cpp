@@ -164,13 +164,24 @@ AcceptQueue accept_queue(int listener) {
 }
 
 StreamProgress stream_progress(int connection) {
+  // A client that is sending does not keep the acceptor here.
+  constexpr int most_looks = 1000;
   tcp_info info{};
+  tcp_info again{};
   socklen_t size = sizeof info;
   int unread = 0;
   int unsent = 0;
-  if (::getsockopt(connection, IPPROTO_TCP, TCP_INFO, &info, &size) != 0 ||
-      ::ioctl(connection, SIOCINQ, &unread) != 0 || ::ioctl(connection, SIOCOUTQ, &unsent) != 0)
-    return {};
+  int looks = 0;
+  // The figures of one moment are those between two equal looks: what arrives or is acknowledged in between
+  // would make an untouched connection look touched.
+  do {
+    if (++looks > most_looks ||
+        ::getsockopt(connection, IPPROTO_TCP, TCP_INFO, &info, &size) != 0 ||
+        ::ioctl(connection, SIOCINQ, &unread) != 0 || ::ioctl(connection, SIOCOUTQ, &unsent) != 0 ||
+        ::getsockopt(connection, IPPROTO_TCP, TCP_INFO, &again, &size) != 0)
+      return {};
+  } while (info.tcpi_bytes_received != again.tcpi_bytes_received ||
+           info.tcpi_bytes_acked != again.tcpi_bytes_acked || info.tcpi_state != again.tcpi_state);
   // The end of the client's stream counts as a byte received, and not as one that is unread.
   const bool client_ended = info.tcpi_state == tcp_close_wait;
   return {info.tcpi_bytes_received - static_cast<std::uint64_t>(unread) - (client_ended ? 1 : 0),
