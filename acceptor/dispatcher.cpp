@@ -134,7 +134,9 @@ void Dispatcher::settle() {
   collect_workers();
   std::vector<Received> again;
   for (const auto& [number, id] : std::exchange(suspects_, {})) {
-    if (kept_.channel_of(number) != KeptCopies::nowhere && kept_.id_of(number) == id)
+    // One that is retained has been counted by a living worker.
+    if (kept_.channel_of(number) != KeptCopies::nowhere && kept_.id_of(number) == id &&
+        !kept_.is_retained(number))
       again.push_back(kept_.take(number));
   }
   redeliver(0, std::move(again), false);

@@ -246,21 +246,25 @@ TEST_F(WorkerDeath, ACopyThatIsNoConnectionAnyMoreIsNotHandedOver) {
 }
 
 TEST_F(WorkerDeath, WhatASuccessorHasPulledBeforeItsFirstWordIsNotHandedOverAgain) {
-  start(Retain::none, {.shared_channel = true});
-  dispatcher_->worker_ended(other().process());
-  FakeWorker successor(1);
-  dispatcher_->worker_started(successor.process());
-  ProcessCounters& counters = successor.counters();
-  counters.receive_steps.add();  // it has pulled what the first worker's sink has sent
-  dispatcher_->collect();
-  EXPECT_EQ(dispatcher_->counts().redelivered, 0U);
-  counters.received.add();
-  counters.consumed.add();  // of copy 0, the only one
-  counters.receive_steps.add();
-  dispatcher_->collect();
-  EXPECT_EQ(dispatcher_->counts().redelivered, 0U);
-  EXPECT_EQ(dispatcher_->in_hand_off(), 0U);
-  dispatcher_->worker_ended(successor.process());
+  for (const Retain retain : {Retain::none, Retain::between_requests}) {
+    start(retain, {.shared_channel = true});
+    dispatcher_->worker_ended(other().process());
+    FakeWorker successor(1);
+    dispatcher_->worker_started(successor.process());
+    ProcessCounters& counters = successor.counters();
+    counters.receive_steps.add();  // it has pulled what the first worker's sink has sent
+    dispatcher_->collect();
+    EXPECT_EQ(dispatcher_->counts().redelivered, 0U);
+    counters.received.add();
+    counters.consumed.add();  // of copy 0, the only one
+    counters.receive_steps.add();
+    dispatcher_->collect();
+    EXPECT_EQ(dispatcher_->counts().redelivered, 0U);
+    EXPECT_EQ(dispatcher_->in_hand_off(), 0U);
+    EXPECT_EQ(dispatcher_->retained(), retain == Retain::none ? 0U : 1U);
+    dispatcher_->worker_ended(successor.process());
+    TearDown();
+  }
 }
 
 TEST_F(WorkerDeath, WhileGivingUpNothingIsHandedOver) {
