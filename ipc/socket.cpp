@@ -112,27 +112,27 @@ std::string SocketAddress::text() const {
   return fmt::format("{}:{}", host, port());
 }
 
-namespace {
-
-int option_of(int fd, int option) {
+int socket_option(int fd, int option) {
   int value = -1;
   socklen_t size = sizeof value;
   return ::getsockopt(fd, SOL_SOCKET, option, &value, &size) == 0 ? value : -1;
 }
 
+namespace {
+
 bool is_tcp(int fd) {
-  const int domain = option_of(fd, SO_DOMAIN);
-  return (domain == AF_INET || domain == AF_INET6) && option_of(fd, SO_PROTOCOL) == IPPROTO_TCP;
+  const int domain = socket_option(fd, SO_DOMAIN);
+  return (domain == AF_INET || domain == AF_INET6) && socket_option(fd, SO_PROTOCOL) == IPPROTO_TCP;
 }
 
 }  // namespace
 
 bool is_tcp_listener(int fd) {
-  return is_tcp(fd) && option_of(fd, SO_ACCEPTCONN) == 1;
+  return is_tcp(fd) && socket_option(fd, SO_ACCEPTCONN) == 1;
 }
 
 bool is_tcp_connection(int fd) {
-  return is_tcp(fd) && option_of(fd, SO_ACCEPTCONN) == 0;
+  return is_tcp(fd) && socket_option(fd, SO_ACCEPTCONN) == 0;
 }
 
 OwnedFd listen_tcp(const SocketAddress& address, const ListenOptions& options) {
