@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "ipc/owned_fd.hpp"
@@ -38,6 +39,8 @@ class TcpGuard {
  public:
   /// Throws SystemError when bpf(2) is refused.
   TcpGuard();
+  /// The same set and filter as another process's: its descriptors().
+  TcpGuard(OwnedFd map, OwnedFd program) : map_(std::move(map)), program_(std::move(program)) {}
 
   /// Lets the filter see a socket's segments (instead of whatever filter it has). Sockets that a listener
   /// accepts from now on inherit it.
@@ -51,7 +54,7 @@ class TcpGuard {
   /// Lets segments pass again. Returns how many have been dropped.
   std::uint64_t remove(const TcpTuple& tuple) const;
 
-  /// For a process that gets this by fork.
+  /// For a process that gets this by fork, or from its predecessor.
   [[nodiscard]] std::vector<int> descriptors() const { return {map_.get(), program_.get()}; }
 
  private:

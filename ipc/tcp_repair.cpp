@@ -379,6 +379,28 @@ class TcpRepair : public HandoffMethod {
     return std::make_unique<RepairLink>(guard_);
   }
 
+  /// A listener has one filter, which its connections inherit. So while a server and its successor both have
+  /// connections under way they must go by one set.
+  [[nodiscard]] std::string listening(std::size_t /*workers*/) const override {
+    return guarded_ ? "one listener with the filter of tcp-repair" : "one listener";
+  }
+  [[nodiscard]] std::vector<int> listeners(int server) const override {
+    std::vector<int> all{server};
+    if (guarded_) {
+      const std::vector<int> guards = guard_->descriptors();
+      all.insert(all.end(), guards.begin(), guards.end());
+    }
+    return all;
+  }
+  [[nodiscard]] OwnedFd adopt_listeners(std::vector<OwnedFd> listeners,
+                                        const ListenOptions& /*options*/) override {
+    if (listeners.size() != (guarded_ ? 3 : 1))
+      throw std::runtime_error("tcp-repair: the running server sent another number of descriptors");
+    if (guarded_)
+      guard_ = std::make_shared<TcpGuard>(std::move(listeners[1]), std::move(listeners[2]));
+    return std::move(listeners[0]);
+  }
+
  private:
   bool guarded_;
   std::shared_ptr<const TcpGuard> guard_;
