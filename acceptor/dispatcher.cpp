@@ -64,9 +64,9 @@ void Dispatcher::worker_ended(WorkerProcess& worker) {
     // What it was sent is anybody's. What it had pulled and not counted is not known yet.
     settling_ = true;
   } else {
-    // What it had not received it cannot have touched: somebody else takes it.
+    // What it had not received it cannot have touched, if it is honest: somebody else takes it.
     for (const std::uint32_t number : kept_.numbers(worker.slot))
-      again.push_back(kept_.take(number));
+      take_if_whole(number, worker.slot, again);
   }
   take_back(worker.slot, again);
   channels_[worker.slot].reset();
@@ -114,6 +114,21 @@ void Dispatcher::take_back(std::size_t slot, std::vector<Received>& connections)
 
 /// After a death in a channel that all workers pull from. What the dead one had pulled and not counted
 /// is what is still kept when all that was sent has been pulled and the living have counted theirs.
+/// A worker that has received a connection and has not said so may have read from it.
+void Dispatcher::take_if_whole(std::uint32_t number, std::size_t slot,
+                               std::vector<Received>& whole) {
+  Received copy = kept_.take(number);
+  if (copies_are_whole_) {
+    const StreamProgress progress = stream_progress(copy.fd.get());
+    if (progress.read != progress.written) {
+      ++counts_.lost;
+      ++counts_.taken_back[slot];
+      return;
+    }
+  }
+  whole.push_back(std::move(copy));
+}
+
 void Dispatcher::settle() {
   if (settling_) {
     const auto living = std::find_if(channels_.begin(), channels_.end(),
@@ -134,8 +149,10 @@ void Dispatcher::settle() {
   collect_workers();
   std::vector<Received> again;
   for (const auto& [number, id] : std::exchange(suspects_, {})) {
-    if (kept_.channel_of(number) != KeptCopies::nowhere && kept_.id_of(number) == id)
-      again.push_back(kept_.take(number));
+    // One that is retained has been counted by a living worker.
+    if (kept_.channel_of(number) != KeptCopies::nowhere && kept_.id_of(number) == id &&
+        !kept_.is_retained(number))
+      take_if_whole(number, 0, again);
   }
   redeliver(0, std::move(again), false);
   flush();

@@ -112,6 +112,7 @@ class Dispatcher {
   class Channel;  // a worker's sink with what is in flight through it
 
   std::vector<Received> rescue(std::size_t slot);
+  void take_if_whole(std::uint32_t number, std::size_t slot, std::vector<Received>& whole);
 
   void redeliver(std::size_t slot, std::vector<Received> taken_back, bool refused);
   void take_back(std::size_t slot, std::vector<Received>& connections);

@@ -201,6 +201,7 @@ class ForkServer : public EventHandler {
     if (number == SIGUSR1) return frame_.try_write_report();
     if (number == SIGCHLD) return reap();
     if (number == SIGHUP) return frame_.start_successor();
+    if (frame_.drains_already()) return;
     frame_.stop_upgrades();
     const bool again = draining_;
     if (!draining_) {

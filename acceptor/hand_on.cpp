@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <utility>
 
 #include "acceptor/upgrade_words.hpp"
 #include "ipc/scm.hpp"
@@ -95,6 +96,10 @@ void HandOn::on_ready(Readiness ready) {
 }
 
 void HandOn::leave() {
+  // Nobody waits for the answers any more.
+  if (resting_ != 0) loop_.cancel(std::exchange(resting_, 0));
+  if (socket_) loop_.forget(socket_.get(), Removal::closing);
+  socket_.reset();
   adopted_ += sent_.size();
   sent_.clear();
   frames_.clear();

@@ -199,6 +199,7 @@ class PoolServer : public EventHandler {
   /// First what has completed its handshake by now, then what is in the channels, then the workers. A
   /// second call hurries.
   void drain() {
+    if (frame_.drains_already()) return;
     if (draining_) return give_up();
     draining_ = true;
     frame_.stop_upgrades();
@@ -228,6 +229,7 @@ class PoolServer : public EventHandler {
     frame_.upgrade()->left();
     close_listeners();
     const bool moves = adopts && options_.retain;
+    if (!moves) frame_.stop_adopting();
     if (moves) dispatcher_.hand_on(frame_.upgrade()->take_channel());
     gate_.open();
     dispatcher_.flush();

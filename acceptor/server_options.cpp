@@ -16,7 +16,7 @@ namespace po = boost::program_options;
 
 namespace {
 
-/// With the look at every half of it, a stopped worker is replaced within 0.8 s: nobody waits for 1 s.
+/// With the look at every half of it, a stopped worker is replaced within 0.8 s, so that nobody waits for 1 s.
 constexpr std::int64_t default_worker_deadline_ns = 400'000'000;
 
 /// The names in a registry, as --help shows a choice.
@@ -68,9 +68,9 @@ po::options_description describe() {
       "close-after-echo", "one echo, then close (what the original experiment does)")(
       "service-time", text("SPEC", "0"),
       "CPU burnt per request: 0 | fixed:US | exp:US | bimodal:US,US,P (the second with probability "
-      "P)")(
-      "drain-timeout", text("S", "5"),
-      "after SIGTERM or SIGINT: how long clients may take to finish; a second signal ends it")(
+      "P)")("drain-timeout", text("S", "5"),
+            "after SIGTERM or SIGINT, or when another server has taken over: how long clients may "
+            "take to finish; a second signal ends it")(
       "user", optional("NAME"),
       "name or uid: whoever reads clients' bytes (the workers of a pool, else the server once it "
       "listens) becomes this user and may call only what serving needs (seccomp)")(

@@ -70,6 +70,14 @@ class ServerFrame {
   /// This server ends, and is not taken over any more.
   void stop_upgrades() {
     if (upgrade_) upgrade_->stop();
+    stop_adopting();
+  }
+  /// What the old server still hands on it takes back, and serves itself.
+  void stop_adopting() { take_over_.reset(); }
+  /// True once, for the first signal to end after a successor has taken over: the server drains already, and
+  /// is told so for the first time.
+  [[nodiscard]] bool drains_already() {
+    return upgrade_ && upgrade_->retired() && !std::exchange(told_to_end_, true);
   }
   /// Writes the report with what all strategies know filled in. Throws SystemError.
   void write_report();
@@ -94,6 +102,7 @@ class ServerFrame {
   std::int64_t started_ns_;
   Hooks hooks_;
   std::unique_ptr<Upgrade> upgrade_;
+  bool told_to_end_ = false;
   std::uint64_t last_accepted_ = 0;
   std::uint64_t last_echoes_ = 0;
 };

@@ -36,6 +36,7 @@ int run_single_server(ServerOptions& options) {
   const SignalWatch signals(worker.loop(), {SIGTERM, SIGINT, SIGUSR1, SIGHUP}, [&](int number) {
     if (number == SIGUSR1) return frame.try_write_report();
     if (number == SIGHUP) return frame.start_successor();
+    if (frame.drains_already()) return;
     frame.stop_upgrades();
     frame.close_listener();
     return worker.draining() ? worker.end_drain() : worker.drain();

@@ -106,8 +106,14 @@ void Supervisor::look_after_workers() {
       return slot.worker && slot.looks_in_debt != 0 &&
              is_stopped(state_of(slot.worker->child.pid()));
     });
+    const std::int64_t now = monotonic_ns();
     for (Slot& slot : slots_) {
-      if (slot.worker && slot.worker->ready && !stopping_) look_after(slot, one_is_stopped);
+      if (!slot.worker) continue;
+      if (slot.worker->ready) {
+        look_after(slot, one_is_stopped);
+      } else if (slot.ever_ready && now - slot.worker->started_ns > start_deadline_ns) {
+        slot.worker->child.signal(SIGKILL);  // a successor that does not start
+      }
     }
     look_after_workers();
   });

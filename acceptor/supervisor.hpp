@@ -51,7 +51,8 @@ class Supervisor {
   Supervisor& operator=(const Supervisor&) = delete;
 
   /// Forks all workers. One that ends before it was ever ready, or is not ready within ten seconds,
-  /// throws from the loop: what does not start once will not start again.
+  /// throws from the loop: what does not start once will not start again. (A successor that does neither is
+  /// killed and replaced, if there is a worker deadline.)
   void start();
   [[nodiscard]] bool all_ready() const;
 
@@ -65,7 +66,7 @@ class Supervisor {
 
   /// Another server has taken over: tells all workers (Worker::retire()). Those that accept for themselves
   /// then drain, as after stop(); `left` is called when none of them looks at a listener any more. The
-  /// others are replaced as ever.
+  /// others are replaced as ever until stop().
   void retire(std::function<void()> left);
   /// Tells all workers to begin to accept, or to look once more (Worker::look_again()). Until the first
   /// call, workers of a server that takes another over wait for it.

@@ -17,15 +17,9 @@ namespace {
 
 constexpr std::string_view the_old = "the running server";
 
-int option_of(int socket, int option) {
-  int value = -1;
-  socklen_t size = sizeof value;
-  return ::getsockopt(socket, SOL_SOCKET, option, &value, &size) == 0 ? value : -1;
-}
-
 OwnedFd inherited(std::string_view number) {
   const int fd = parse_integer<int>("--take-over fd", number, 3, 1'000'000);
-  if (option_of(fd, SO_DOMAIN) != AF_UNIX || option_of(fd, SO_TYPE) != SOCK_SEQPACKET) {
+  if (socket_option(fd, SO_DOMAIN) != AF_UNIX || socket_option(fd, SO_TYPE) != SOCK_SEQPACKET) {
     throw UsageError(
         fmt::format("--take-over: descriptor {} is no AF_UNIX SOCK_SEQPACKET socket from a running "
                     "server; give "
@@ -56,7 +50,8 @@ std::vector<OwnedFd> TakeOver::listeners(std::string_view how, const SocketAddre
   const auto fail = [](const std::string& why) {
     throw std::runtime_error(fmt::format("--take-over: {}", why));
   };
-  if (!say(socket_.get(), Word::hello, 0, 0, how)) fail("the running server has ended");
+  // If it has refused already, that is still to be heard.
+  (void)say(socket_.get(), Word::hello, 0, 0, how);
   const Message offer = wait_to_hear(socket_.get(), the_old);
   if (offer.word == Word::refusal) fail(fmt::format("refused: {}", offer.words()));
   if (offer.word != Word::offer || offer.first == 0 || offer.first > 2 * most_listeners)

@@ -12,6 +12,12 @@
 #include "ipc/syscall.hpp"
 
 namespace c10k {
+namespace {
+
+/// How long to leave the control socket alone when something has run out.
+constexpr std::int64_t rest_ns = 100'000'000;
+
+}  // namespace
 
 Upgrade::Upgrade(Loop& loop, const ServerOptions& options, std::unique_ptr<ControlSocket> control,
                  std::string how, Hooks hooks)
@@ -40,7 +46,15 @@ void Upgrade::stop() {
 void Upgrade::on_ready(Readiness) {
   OwnedFd socket(retry_eintr(
       [&] { return ::accept4(control_->fd(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC); }));
-  if (!socket) return;  // it has gone again, or no descriptor is left: it waits in the queue
+  if (!socket) {
+    if (errno == EAGAIN) return;  // it has gone again
+    // No descriptor is left: it waits in the queue, which is readable for as long.
+    loop_.change(control_->fd(), {.level = true});
+    loop_.after(rest_ns, [this] {
+      if (control_) loop_.change(control_->fd(), {.read = true, .level = true});
+    });
+    return;
+  }
   if (state_ != State::idle || child_.running()) {
     (void)say(socket.get(), Word::refusal, 0, 0, "another server is taking over by now");
     return;
@@ -136,11 +150,16 @@ void Upgrade::let_go() {
 
 /// This server stays what it is.
 void Upgrade::fail(const std::string& why) {
-  fmt::print(stderr, "c10k-server: not taken over: {}; this server goes on\n", why);
+  fmt::print(stderr, "c10k-server: not taken over: {}{}\n", why,
+             stopped_ ? "" : "; this server goes on");
   if (socket_) (void)say(socket_.get(), Word::refusal, 0, 0, why);
   let_go();
   state_ = State::idle;
-  hooks_.reclaim();
+  try {
+    hooks_.reclaim();
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "c10k-server: {}\n", error.what());
+  }
   if (control_ && !control_->is_named()) {
     try {
       auto again = std::make_unique<ControlSocket>(options_.control);

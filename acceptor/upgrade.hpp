@@ -37,6 +37,8 @@ class Upgrade : public EventHandler {
 
   /// Starts the program from the path where it was, with the same arguments, to take this server over.
   void start_successor();
+  /// A successor has taken over.
+  [[nodiscard]] bool retired() const { return state_ == State::retired; }
   /// No process of this server looks at the listeners any more.
   void left();
   /// The socket on which the successor adopts connections; not watched here any more.

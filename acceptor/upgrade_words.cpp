@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 
@@ -24,8 +25,14 @@ bool say(int socket, Word word, std::uint64_t first, std::uint64_t second, std::
 std::optional<Message> hear(int socket, std::string_view who) {
   Message message;
   // With no room for control data the kernel drops descriptors that somebody sends along (MSG_CTRUNC).
-  const ssize_t size = retry_eintr(
-      [&] { return ::recv(socket, &message, sizeof message, MSG_DONTWAIT | MSG_TRUNC); });
+  const auto receive = [&] {
+    return retry_eintr(
+        [&] { return ::recv(socket, &message, sizeof message, MSG_DONTWAIT | MSG_TRUNC); });
+  };
+  ssize_t size = receive();
+  // A peer that closes with something unread leaves this error, which is reported once and before the
+  // messages that it had sent (net/unix/af_unix.c, unix_release_sock; net/core/datagram.c).
+  if (size < 0 && errno == ECONNRESET) size = receive();
   if (size < 0 && errno == EAGAIN) return std::nullopt;
   if (size < 0 && errno != ECONNRESET) throw_system_error(errno, "recv from {}", who);
   if (size <= 0) throw std::runtime_error(fmt::format("{} has ended", who));
@@ -50,11 +57,11 @@ void wait_to_read(int socket, std::string_view who) {
   const std::int64_t deadline = monotonic_ns() + word_deadline_ns;
   while (true) {
     const std::int64_t left_ms = (deadline - monotonic_ns()) / 1'000'000;
-    if (left_ms <= 0) {
+    if (left_ms <= 0 && ::poll(&entry, 1, 0) <= 0) {
       throw std::runtime_error(
           fmt::format("{} has not answered within {} s", who, word_deadline_ns / 1'000'000'000));
     }
-    if (::poll(&entry, 1, static_cast<int>(left_ms)) > 0) return;
+    if (::poll(&entry, 1, static_cast<int>(std::max<std::int64_t>(0, left_ms))) > 0) return;
   }
 }
 

@@ -53,7 +53,7 @@ constexpr std::uint64_t unregister_buffer_ring = 23;
 
 // ---- the list ------------------------------------------------------------------------------------
 // What is missing is the point of it: no open(2), no socket(2) but where a method says so, no execve(2),
-// ptrace(2), kill(2) or process_vm_...(2), no memory that is code, no mount, no key, no BPF.
+// ptrace(2), kill(2) (but for --strategy fork) or process_vm_...(2), no memory that is code, no mount, no key, no BPF.
 
 /// A client's bytes, and what the C library does by itself: memory, its locks, an end by abort() or exit.
 constexpr std::array serve_calls{
@@ -119,7 +119,8 @@ constexpr std::array local_pair_calls{when("socketpair", 0, AF_UNIX), Call{"epol
 constexpr std::array file_lock_calls{when("fcntl", 1, F_SETLK)};
 constexpr std::array report_calls{Call{"lseek"}, Call{"ftruncate"}, Call{"pread64"}, Call{"fstat"},
                                   with("newfstatat", 3, AT_EMPTY_PATH)};
-/// Its children wait for signals and for their connection; a signal for them is all that it may send.
+/// Its children wait for signals and for their connection. It signals them, and as they are confined by the
+/// same filter they can signal each other, and whatever else runs as their user: give it one of its own.
 constexpr std::array fork_calls{
     without("clone", 0, CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET),
     Call{"set_robust_list"},

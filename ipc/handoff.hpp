@@ -5,8 +5,8 @@
 //
 // Who owns the descriptor. The acceptor owns what it accepted and *lends* it to the sink. The
 // worker owns what its source returns. The acceptor closes its copy only when the worker's
-// `received` counter (shared memory, one writer) has passed the connection: until then the
-// connection survives the worker's death.
+// `consumed` counter (shared memory, one writer) has passed the connection, or, with --retain, when it
+// has ended there: until then the connection survives the worker's death.
 #pragma once
 
 #include <cstddef>

@@ -52,10 +52,10 @@ class Vacancies {
         passed_on_(checked([] { return ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC); }, "eventfd")) {}
 
   /// A dead worker has none.
-  void set(std::size_t worker, bool has_room) { has_room_[worker] = has_room; }
+  void set(std::size_t worker, bool has_room) { has_room_[worker] = has_room ? 1 : 0; }
   [[nodiscard]] bool any() const {
     const auto all = has_room_.all();
-    return std::find(all.begin(), all.end(), true) != all.end();
+    return std::any_of(all.begin(), all.end(), [](const auto& room) { return room != 0; });
   }
 
   [[nodiscard]] int passed_on_fd() const { return passed_on_.get(); }
@@ -73,7 +73,7 @@ class Vacancies {
  private:
   // Written and read in one total order, so that of two workers that become full at once at least one
   // sees that both are.
-  SharedArray<std::atomic<bool>> has_room_;
+  SharedArray<std::atomic<std::uint8_t>> has_room_;
   OwnedFd passed_on_;
 };
 

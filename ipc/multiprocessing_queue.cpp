@@ -87,7 +87,8 @@ class QueueSink : public ConnectionSink {
   [[nodiscard]] int writable_fd() const override { return settings_.feeder ? -1 : writer_.get(); }
 
   /// A worker that had not fetched it loses it: another thread would duplicate or send the number when it
-  /// may be another file's.
+  /// may be another file's. (Without duplicates it may still be under way just then: that variant is there to
+  /// be measured, not to hold against a hostile worker.)
   void released(const Handover& handover) override {
     const std::lock_guard lock(mutex_);
     std::erase_if(buffer_, [&](const Put& put) { return put.handover.tag.id == handover.tag.id; });

@@ -112,6 +112,7 @@ class Reuseport : public HandoffMethod {
 
   std::unique_ptr<Link> open(const LinkRequest& request) override {
     if (!steering_) steering_.emplace(steer_, migrate_, request.workers, std::move(adopted_map_));
+    workers_ = request.workers;
     OwnedFd listener = migrate_ ? new_listener(request) : kept_listener(request);
     return open_listener_link(
         std::move(listener),
@@ -146,6 +147,12 @@ class Reuseport : public HandoffMethod {
   [[nodiscard]] std::vector<int> listeners(int /*server*/) const override {
     if (migrate_) return {last_resort_.get()};
     std::vector<int> all;
+    if (kept_.size() != workers_) {
+      throw std::runtime_error(
+          "a worker has been given up, so that the successor would have a listener too few; "
+          "restart "
+          "the server instead");
+    }
     for (const auto& [worker, listener] : kept_) all.push_back(listener.get());
     if (steering_->listeners() >= 0) all.push_back(steering_->listeners());
     return all;
@@ -244,6 +251,7 @@ class Reuseport : public HandoffMethod {
   Steer steer_;
   bool migrate_;
   std::optional<ReuseportSteering> steering_;
+  std::size_t workers_ = 0;
   std::map<std::size_t, OwnedFd> kept_;  // migrate=off: by worker
   OwnedFd last_resort_;                  // migrate=on
   bool adopted_ = false;                 // another server's program steers the group yet

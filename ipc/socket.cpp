@@ -112,27 +112,27 @@ std::string SocketAddress::text() const {
   return fmt::format("{}:{}", host, port());
 }
 
-namespace {
-
-int option_of(int fd, int option) {
+int socket_option(int fd, int option) {
   int value = -1;
   socklen_t size = sizeof value;
   return ::getsockopt(fd, SOL_SOCKET, option, &value, &size) == 0 ? value : -1;
 }
 
+namespace {
+
 bool is_tcp(int fd) {
-  const int domain = option_of(fd, SO_DOMAIN);
-  return (domain == AF_INET || domain == AF_INET6) && option_of(fd, SO_PROTOCOL) == IPPROTO_TCP;
+  const int domain = socket_option(fd, SO_DOMAIN);
+  return (domain == AF_INET || domain == AF_INET6) && socket_option(fd, SO_PROTOCOL) == IPPROTO_TCP;
 }
 
 }  // namespace
 
 bool is_tcp_listener(int fd) {
-  return is_tcp(fd) && option_of(fd, SO_ACCEPTCONN) == 1;
+  return is_tcp(fd) && socket_option(fd, SO_ACCEPTCONN) == 1;
 }
 
 bool is_tcp_connection(int fd) {
-  return is_tcp(fd) && option_of(fd, SO_ACCEPTCONN) == 0;
+  return is_tcp(fd) && socket_option(fd, SO_ACCEPTCONN) == 0;
 }
 
 OwnedFd listen_tcp(const SocketAddress& address, const ListenOptions& options) {
@@ -164,13 +164,24 @@ AcceptQueue accept_queue(int listener) {
 }
 
 StreamProgress stream_progress(int connection) {
+  // A client that is sending does not keep the acceptor here.
+  constexpr int most_looks = 1000;
   tcp_info info{};
+  tcp_info again{};
   socklen_t size = sizeof info;
   int unread = 0;
   int unsent = 0;
-  if (::getsockopt(connection, IPPROTO_TCP, TCP_INFO, &info, &size) != 0 ||
-      ::ioctl(connection, SIOCINQ, &unread) != 0 || ::ioctl(connection, SIOCOUTQ, &unsent) != 0)
-    return {};
+  int looks = 0;
+  // The figures of one moment are those between two equal looks: what arrives or is acknowledged in between
+  // would make an untouched connection look touched.
+  do {
+    if (++looks > most_looks ||
+        ::getsockopt(connection, IPPROTO_TCP, TCP_INFO, &info, &size) != 0 ||
+        ::ioctl(connection, SIOCINQ, &unread) != 0 || ::ioctl(connection, SIOCOUTQ, &unsent) != 0 ||
+        ::getsockopt(connection, IPPROTO_TCP, TCP_INFO, &again, &size) != 0)
+      return {};
+  } while (info.tcpi_bytes_received != again.tcpi_bytes_received ||
+           info.tcpi_bytes_acked != again.tcpi_bytes_acked || info.tcpi_state != again.tcpi_state);
   // The end of the client's stream counts as a byte received, and not as one that is unread.
   const bool client_ended = info.tcpi_state == tcp_close_wait;
   return {info.tcpi_bytes_received - static_cast<std::uint64_t>(unread) - (client_ended ? 1 : 0),

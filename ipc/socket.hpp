@@ -53,6 +53,8 @@ struct ListenOptions {
 /// Opens a non-blocking, close-on-exec TCP listener. Throws SystemError: EADDRINUSE, EACCES, ...
 [[nodiscard]] OwnedFd listen_tcp(const SocketAddress& address, const ListenOptions& options);
 
+/// An option of SOL_SOCKET that is a number; -1 when `fd` is no socket, or has none such.
+[[nodiscard]] int socket_option(int fd, int option);
 /// Whether a descriptor, of which nothing is known, is a TCP socket that listens; or one that does not.
 [[nodiscard]] bool is_tcp_listener(int fd);
 [[nodiscard]] bool is_tcp_connection(int fd);

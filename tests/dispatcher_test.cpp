@@ -2,7 +2,12 @@
 // worker, and so it can die between any two of its steps.
 #include "acceptor/dispatcher.hpp"
 
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
+
+#include <atomic>
+#include <thread>
 
 #include "tests/support.hpp"
 
@@ -241,21 +246,25 @@ TEST_F(WorkerDeath, ACopyThatIsNoConnectionAnyMoreIsNotHandedOver) {
 }
 
 TEST_F(WorkerDeath, WhatASuccessorHasPulledBeforeItsFirstWordIsNotHandedOverAgain) {
-  start(Retain::none, {.shared_channel = true});
-  dispatcher_->worker_ended(other().process());
-  FakeWorker successor(1);
-  dispatcher_->worker_started(successor.process());
-  ProcessCounters& counters = successor.counters();
-  counters.receive_steps.add();  // it has pulled what the first worker's sink has sent
-  dispatcher_->collect();
-  EXPECT_EQ(dispatcher_->counts().redelivered, 0U);
-  counters.received.add();
-  counters.consumed.add();  // of copy 0, the only one
-  counters.receive_steps.add();
-  dispatcher_->collect();
-  EXPECT_EQ(dispatcher_->counts().redelivered, 0U);
-  EXPECT_EQ(dispatcher_->in_hand_off(), 0U);
-  dispatcher_->worker_ended(successor.process());
+  for (const Retain retain : {Retain::none, Retain::between_requests}) {
+    start(retain, {.shared_channel = true});
+    dispatcher_->worker_ended(other().process());
+    FakeWorker successor(1);
+    dispatcher_->worker_started(successor.process());
+    ProcessCounters& counters = successor.counters();
+    counters.receive_steps.add();  // it has pulled what the first worker's sink has sent
+    dispatcher_->collect();
+    EXPECT_EQ(dispatcher_->counts().redelivered, 0U);
+    counters.received.add();
+    counters.consumed.add();  // of copy 0, the only one
+    counters.receive_steps.add();
+    dispatcher_->collect();
+    EXPECT_EQ(dispatcher_->counts().redelivered, 0U);
+    EXPECT_EQ(dispatcher_->in_hand_off(), 0U);
+    EXPECT_EQ(dispatcher_->retained(), retain == Retain::none ? 0U : 1U);
+    dispatcher_->worker_ended(successor.process());
+    TearDown();
+  }
 }
 
 TEST_F(WorkerDeath, WhileGivingUpNothingIsHandedOver) {
@@ -263,6 +272,28 @@ TEST_F(WorkerDeath, WhileGivingUpNothingIsHandedOver) {
   victim().count_received();
   dispatcher_->abandon();
   expect_closed();
+}
+
+/// The figures come from several system calls, and the client sends on and acknowledges meanwhile.
+TEST(StreamProgress, IsThatOfOneMoment) {
+  const TcpPair pair = tcp_pair();
+  const int on = 1;
+  ::setsockopt(pair.client.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  std::atomic<bool> done = false;
+  std::thread client([&] {
+    for (int i = 0; i < 20'000; ++i) send_text(pair.client.get(), "x");
+    done = true;
+  });
+  std::uint64_t wrong = 0;
+  std::uint64_t looks = 0;
+  while (!done) {
+    ++looks;
+    const StreamProgress progress = stream_progress(pair.accepted.get());
+    wrong += progress.read != 0 || progress.written != 0 || !progress.open_for_writing ? 1 : 0;
+  }
+  client.join();
+  EXPECT_GT(looks, 100U);
+  EXPECT_EQ(wrong, 0U) << "nobody has read a byte";
 }
 
 }  // namespace

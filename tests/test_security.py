@@ -34,6 +34,7 @@ from process_support import (  # noqa: E402
     strategy_shapes,
     wait_until,
 )
+from upgrade_support import end, newest, place, sighup  # noqa: E402
 
 NOBODY = 65534
 
@@ -118,6 +119,32 @@ class Confined(unittest.TestCase):
                         for sock in socks:
                             echo(sock)
                     self.assertEqual(server.finish().report["worker_deaths"], 0)
+
+    @for_each(lambda: [shape for shape in method_shapes() if shape.method in ("scm-seqpacket", "reuseport")])
+    def test_a_pools_acceptor_starts_its_successor(self, shape: Shape) -> None:
+        with place() as where, shape.start("--user", "nobody", report=str(where.path / "%p.json")) as server:
+            pid = server.pid
+            for _ in range(2):
+                sighup(server, pid)
+                wait_until(lambda pid=pid: support.state_of(pid) in ("", "Z"), "the old one ends")
+                pid = newest(server)
+                with connect(server.address) as sock:
+                    echo(sock)
+            self.assertEqual(end(server, where, pid)["worker_deaths"], 0)
+
+    def test_a_single_process_has_no_successor(self) -> None:
+        with Server("--strategy", "epoll", "--user", "nobody") as server:
+            server.signal(signal.SIGHUP)
+            wait_until(lambda: "SIGHUP: with --user" in server.err_text(), "it says so")
+            with connect(server.address) as sock:
+                echo(sock)
+            server.finish()
+        with place() as where:
+            code, out, err = support.run_program(
+                *(support.SERVER, "--listen", "127.0.0.1:0", "--user", "nobody", *where.here)
+            )
+        self.assertEqual((code, out, err.count("\n")), (2, "", 1), err)
+        self.assertIn("--strategy pool", err)
 
     @for_each(trusting_shapes)
     def test_who_must_be_trusted_says_so(self, shape: Shape) -> None:

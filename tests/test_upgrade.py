@@ -77,6 +77,7 @@ class Shapes(unittest.TestCase):
                     echo(sock)
                 with shape.start(*LONG, *where.here, *where.take) as new:
                     self.assertEqual(new.address, old.address)
+                    old.signal(signal.SIGTERM)  # for the first time, and it drains already
                     for sock in held:
                         echo(sock)  # the old one still serves them
                     self.assertFalse(old.has_ended())
@@ -407,6 +408,21 @@ class Retained(unittest.TestCase):
                 books = end(server, where, pid)["books"]
                 self.assertEqual((books["adopted"], books["served"], books["accepted"]), (12, 12, 0))
             self.assertEqual(server.err_text(), "")
+
+    @for_each(retaining_shapes)
+    def test_one_that_has_spoken_is_not_silent_for_the_successor(self, shape: Shape) -> None:
+        with place() as where:
+            options = (*LONG, "--retain", "--first-byte-timeout", "0.3", *where.here)
+            with shape.start(*options) as old, connections(old.address, 4) as held:
+                for sock in held:
+                    echo(sock)
+                with shape.start(*options, *where.take) as new:
+                    self.assertEqual(old.finish(0).report["books"]["handed_on"], 4)
+                    self.assertFalse(new.has_ended(0.5))  # not a wait for something: the deadline passes
+                    for sock in held:
+                        echo(sock)
+                    close_all(held)
+                    self.assertEqual(new.finish().report["totals"]["closed_silent"], 0)
 
     @for_each(retaining_shapes)
     def test_a_successor_that_dies_with_them_loses_none(self, shape: Shape) -> None:

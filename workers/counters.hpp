@@ -81,9 +81,9 @@ struct alignas(64) ProcessCounters {
   Counter accepted;              ///< accepted by this process itself
   Counter shed;                  ///< accepted and closed at once for want of a descriptor
   Counter finished;              ///< closed, for whatever reason
+  Counter finished_redelivered;  ///< those of them that had been handed over before
   Counter handed_back;           ///< given up alive: the acceptor's copy is the only one
   Counter adopted;               ///< taken over alive from the server before this one
-  Counter finished_redelivered;  ///< those of them that had been handed over before
   Counter closed_idle;           ///< closed by --idle-timeout
   Counter closed_silent;         ///< closed by --first-byte-timeout
   Counter closed_stalled;        ///< closed by --write-timeout

@@ -57,9 +57,9 @@ void EchoService::count_opened(EchoConnection& connection, Received received,
   connection.redelivered = received.tag.attempt != 0;
   connection.leaving = false;
   connection.backed_up = false;
-  // One that comes back from a worker that has died may have had its first byte there.
-  connection.begun =
-      connection.redelivered && first_byte_ && stream_progress(connection.fd.get()).read != 0;
+  // One that has lived in another worker, or in the server before this one, may have had its first byte
+  // there.
+  connection.begun = first_byte_ && stream_progress(connection.fd.get()).read != 0;
   ++active_;
   watch_deadline(connection);
 }
