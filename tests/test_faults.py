@@ -62,6 +62,13 @@ class Killed(unittest.TestCase):
         *((RECEIVE, 2), ("epoll_ctl,io_uring_enter,ioctl", 1), ("all", 2), ("all", 3), ("write,getsockname", 3)),
     )
 
+    def fewest_dead(self, shape: Shape) -> int:
+        """Whom the acceptor deals out to, in turn, meets every moment but perhaps the last, a call that not every way
+        has, and one more that may be met by a later connection than the last one. Where workers take, one may have
+        taken nearly all before the others woke, and io_uring reads and writes without these calls."""
+        dealt = shape.chosen_by == "acceptor" and "--loop" not in shape.options
+        return len(self.MOMENTS) - 2 if dealt else 2
+
     def sweep(self, shape: Shape, *options: str) -> None:
         workers, count = len(self.MOMENTS), 3 * len(self.MOMENTS)
         with shape.start("--worker-deadline", "0", *options, workers=workers) as server:
@@ -86,7 +93,8 @@ class Killed(unittest.TestCase):
                         faults.wait_for_new_worker(server, slot, tracer.pid)
                 close_all(socks)
             report = server.finish().report
-        self.assertGreaterEqual(len(dead), 1, "nobody was killed")
+        alive = [moment for moment, tracer in zip(self.MOMENTS, tracers) if tracer not in dead]
+        self.assertGreaterEqual(len(dead), self.fewest_dead(shape), f"these were never met: {alive}")
         self.assertEqual(report["worker_deaths"], len(dead))
         books = report["books"]
         read = sum(tracer.count("recvfrom") for tracer in dead)

@@ -213,9 +213,11 @@ class Deadlines(unittest.TestCase):
     @for_each(all_shapes)
     def test_silent_and_stalled_clients_are_closed_and_counted(self, shape: Shape) -> None:
         options = ("--first-byte-timeout", "1", "--write-timeout", "0.2", "--idle-timeout", "60")
-        with shape.start(*options) as server, connect(server.address) as good:
-            echo(good)
-            with connect(server.address) as silent:
+        with shape.start(*options) as server:
+            with contextlib.ExitStack() as stack:
+                good = stack.enter_context(connect(server.address))
+                echo(good)
+                silent = stack.enter_context(connect(server.address))
                 with connect(server.address) as stalled:
                     stalled.setblocking(False)
                     # More than both ends and the server's own buffers hold, and nothing is ever read.
