@@ -19,6 +19,10 @@ class Counter {
     value_.store(value_.load(std::memory_order_relaxed) + n, std::memory_order_release);
   }
   void set(std::uint64_t value) noexcept { value_.store(value, std::memory_order_release); }
+  /// Of two processes that each set a counter of theirs and then read the other's, at least one sees what the
+  /// other has set: all of these happen in one order.
+  void set_in_order(std::uint64_t value) noexcept { value_.store(value); }
+  [[nodiscard]] std::uint64_t get_in_order() const noexcept { return value_.load(); }
   /// For the few counters that several processes add to.
   void add_shared(std::uint64_t n) noexcept { value_.fetch_add(n, std::memory_order_relaxed); }
   [[nodiscard]] std::uint64_t get() const noexcept {

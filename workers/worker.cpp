@@ -4,7 +4,6 @@
 #include <sys/socket.h>
 
 #include <algorithm>
-#include <atomic>
 #include <utility>
 
 #include "ipc/listener_source.hpp"
@@ -73,18 +72,17 @@ std::size_t Worker::claim_room() {
   if (!accepts_ || options_.max_connections == 0) return batch_.size();
   // The limit is of all workers together, who accept at the same time: so a worker counts what it is
   // about to accept as its own first, and looks at the others' counts then. Of two who claim at once
-  // the later one sees both claims (the fence), and steps back by what is too much.
+  // the later one sees both claims, and steps back by what is too much.
   const auto open = [this] {
     std::size_t sum = 0;
-    for (const Counter& active : active_) sum += active.get();
+    for (const Counter& active : active_) sum += active.get_in_order();
     return sum;
   };
   const std::size_t most = options_.max_connections;
   const std::size_t before = open();
   claimed_ = before < most ? std::min(batch_.size(), most - before) : 0;
   if (claimed_ == 0) return 0;
-  report_active();
-  std::atomic_thread_fence(std::memory_order_seq_cst);
+  active_[slot_].set_in_order(service().active() + claimed_);
   const std::size_t now = open();
   if (now > most) {
     claimed_ -= std::min(claimed_, now - most);
