@@ -9,8 +9,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import unittest
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -135,6 +137,22 @@ def open_files(pid: int) -> list[str]:
         with contextlib.suppress(FileNotFoundError):
             found.append(re.sub(r":\[\d+\]", "", os.readlink(f"/proc/{pid}/fd/{name}")))
     return sorted(found)
+
+
+def client_ends(server: support.Address) -> list[str]:
+    """The ends, in this network namespace, that clients of a server have not closed yet."""
+    remote = f"{int.from_bytes(socket.inet_aton(server[0]), sys.byteorder):08X}:{server[1]:04X}"
+    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines())
+    return [row[1] for row in rows if row[2] == remote and row[3] in ("01", "08")]  # established, CLOSE_WAIT
+
+
+def wait_for_open_files(pid: int, before: list[str], what: str) -> None:
+    """The process has open what it had before; fails with the difference."""
+    with contextlib.suppress(AssertionError):
+        support.wait_until(lambda: open_files(pid) == before, what, 5)
+    now = open_files(pid)
+    more, fewer = Counter(now) - Counter(before), Counter(before) - Counter(now)
+    assert not more and not fewer, f"{what}: {dict(more)} more, {dict(fewer)} fewer than before"
 
 
 def wait_for_new_worker(server: support.Server, slot: int, old: int) -> int:

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -67,6 +68,7 @@ class Hostile : public ::testing::TestWithParam<std::string> {
       std::size_t echoed = 0;
       std::size_t ended = 0;
       bool killed = false;
+      ChildExit end;
       const std::int64_t until = monotonic_ns() + patience_ns;
       const std::function<void()> look = [&] {
         for (std::size_t i = 0; i < clients.size(); ++i) {
@@ -78,7 +80,7 @@ class Hostile : public ::testing::TestWithParam<std::string> {
           ++(got > 0 ? echoed : ended);
         }
         if (workers[0] && has_ended(workers[0]->child.pidfd())) {
-          (void)workers[0]->child.wait();
+          end = workers[0]->child.wait();
           configured_.method->worker_ended(0);
           dispatcher.worker_ended(*workers[0]);
           ProcessTotals totals;
@@ -103,6 +105,9 @@ class Hostile : public ::testing::TestWithParam<std::string> {
       }
       EXPECT_GE(echoed, 12U) << "the honest worker's clients";
       EXPECT_EQ(workers[0], nullptr) << "the hostile worker lives on";
+      if (dropped) {
+        EXPECT_TRUE(WIFSIGNALED(end.status) && WTERMSIG(end.status) == SIGKILL) << end.text();
+      }
       dispatcher.release_retained();
       workers[1]->child.signal(SIGKILL);
       (void)workers[1]->child.wait();
@@ -139,7 +144,8 @@ class Hostile : public ::testing::TestWithParam<std::string> {
           std::minstd_rand random(seed);
           ::signal(SIGPIPE, SIG_IGN);
           say(theirs.get(), 'r');
-          const std::int64_t until = monotonic_ns() + patience_ns;
+          // Longer than anybody waits for it: it never leaves before it is ended.
+          const std::int64_t until = monotonic_ns() + 2 * patience_ns;
           while (monotonic_ns() < until) {
             (*attack)(*source, worker->counters(), random);
             ::poll(nullptr, 0, 1);  // it is hostile, and not the only one that wants the CPU

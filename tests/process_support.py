@@ -1,7 +1,7 @@
 """What the process tests share: programs that are owned to their end, raw clients, and the list of shapes.
 
-Nothing here sleeps to wait for something: a wait is on a byte, an end of stream or a pidfd, or it is
-wait_until(), and every wait has a bound."""
+Nothing here sleeps to wait for something: a wait is on a byte, an end of stream or a pidfd, or wait_until(), each with
+a bound."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "experiments"))
+
+from matrix.process import start_guard  # noqa: E402
+
 BIN_DIR = Path(os.environ.get("C10K_BIN_DIR", ROOT / "build" / "release"))
 SERVER = str(BIN_DIR / "c10k-server")
 CLIENT = str(BIN_DIR / "c10k-client")
@@ -129,11 +133,17 @@ class Program:
         command: list[str],
         before_exec: Callable[[], object] = lambda: None,
         environment: Callable[[str], dict[str, str]] = lambda folder: {},
+        guarded: bool = False,
     ) -> None:
-        """`environment` gets a folder that goes with the program, and gives what is set beside what is."""
+        """`environment` gets a folder that goes with the program, and gives what is set beside what is.
+        `guarded`: what it leaves in its group when it ends also dies with us, though that is nobody's child then."""
+        self._guarding, theirs = socket.socketpair() if guarded else (None, None)
+        self._guard = 0
 
         def prepare() -> None:
             _die_with_us()
+            if theirs:
+                start_guard(theirs)
             before_exec()
 
         self._folder = tempfile.TemporaryDirectory(prefix="c10k-test-")
@@ -149,6 +159,9 @@ class Program:
                 start_new_session=True,
                 preexec_fn=prepare,
             )
+        if self._guarding and theirs:
+            theirs.close()
+            self._guard = int(self._guarding.recv(20))
         self.pid = self._popen.pid
         self.pidfd = os.pidfd_open(self.pid)
         self.out = b""
@@ -178,7 +191,7 @@ class Program:
         test, so its group's number cannot come to belong to others."""
         members = []
         for name in os.listdir("/proc"):
-            if name.isdigit():
+            if name.isdigit() and int(name) != self._guard:
                 fields = stat_of(int(name))
                 if fields and fields[0] not in "ZX" and int(fields[2]) == self.pid:
                     members.append(int(name))
@@ -214,6 +227,8 @@ class Program:
             readable(pidfd)
             os.close(pidfd)
         self._popen.wait()
+        if self._guarding:
+            self._guarding.close()
         assert self._popen.stdout is not None
         self._popen.stdout.close()
         os.close(self.pidfd)
@@ -293,13 +308,6 @@ class Server(Program):
         return Finished(code, out, err, report)
 
 
-def client_ends(server: Address) -> list[str]:
-    """The ends, in this network namespace, that clients of a server have not closed yet."""
-    remote = f"{int.from_bytes(socket.inet_aton(server[0]), sys.byteorder):08X}:{server[1]:04X}"
-    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines())
-    return [row[1] for row in rows if row[2] == remote and row[3] in ("01", "08")]  # established, CLOSE_WAIT
-
-
 def workers_of(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in report["processes"] if row["role"] == "worker"]
 
@@ -368,14 +376,6 @@ def reset(sock: socket.socket) -> None:
     """Closes with RST instead of FIN."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
-
-
-def refuses(address: Address) -> bool:
-    try:
-        with connect(address) as sock:
-            return ended(sock) if readable(sock, 0.02) else False
-    except ConnectionError:
-        return True
 
 
 # ---- shapes --------------------------------------------------------------------------------------

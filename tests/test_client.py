@@ -26,13 +26,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from fault_support import client_ends  # noqa: E402
 from process_support import (  # noqa: E402
     BOUND_S,
     CLIENT,
     Address,
     Program,
     Server,
-    client_ends,
     readable,
     run_client,
     run_program,

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import unittest
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from matrix_support import BOUND_S, ROOT, Case  # noqa: E402
 from matrix import faults, losses, rows, spec, store  # noqa: E402
+from matrix.fault_kinds import KINDS  # noqa: E402
 from matrix.process import Child, Waiter  # noqa: E402
 from matrix.serving import Serving  # noqa: E402
 from process_support import BIN_DIR  # noqa: E402
@@ -37,7 +39,7 @@ FAULT = """
 name = "{fault}-{kind}"
 kind = "{kind}"
 summary = "for tests"
-client = ["--connections", "{connections}", "--rate", "1000", "--duration", "{duration}", "--timeout", "2"]
+client = ["--connections", "{connections}", "--rate", "1000", "--duration", "{duration}", "--timeout", "1"]
 ways = [{ways}]
 fault = "{fault}"
 every_s = {every_s}
@@ -60,7 +62,9 @@ class Kinds(unittest.TestCase):
                  # While a worker stands still, its share of the attempts does as well.
                  ("stop", "crr", 0.1, 2.0, 1000, ("scm-seqpacket",)),
                  ("pause", "rr", 0.1, 1.2, 16, ("scm-seqpacket",)),
-                 ("acceptor", "rr", 0.2, 1.6, 16, ("scm-seqpacket",)))
+                 ("acceptor", "rr", 0.6, 2.4, 16, ("scm-seqpacket",)),
+                 ("upgrade", "crr", 0.2, 1.8, 16, ("scm-seqpacket", "inherited-listener")),
+                 ("upgrade", "rr", 0.2, 1.8, 16, ("scm-seqpacket, retain",)))
         file.write_text(LIST + "".join(
             FAULT.format(fault=fault, kind=kind, every_s=every_s, duration=duration, connections=connections,
                          ways=", ".join(f'"{way}"' for way in ways))
@@ -132,14 +136,31 @@ class Kinds(unittest.TestCase):
 
     def test_a_dead_acceptor_is_replaced_on_its_port(self) -> None:
         cell = self.cell_of("acceptor-rr")
-        events = cell["faults"]["events"]
-        self.assertTrue(events)
-        self.assertEqual(len({event["pid"] for event in events}), len(events))
-        # Its workers serve whom they have; nobody but the first server had clients.
+        # Its workers serve whom they have; nobody but the first server had clients, so there is no second kill.
+        (event,) = cell["faults"]["events"]
+        self.assertGreater(event["whole_s"], 0)
         self.assertEqual(cell["client"]["outcomes"]["echoed"], cell["client"]["attempts"])
         self.assertEqual(cell["server"]["books"]["accepted"], 0)
         row = self.found["acceptor-rr", "scm-seqpacket"]
         self.assertEqual((row.lost_in_faults, row.descriptors_left, row.processes_left), (0, 0, 0))
+
+
+    def test_an_upgrade_loses_nothing_and_every_server_has_written_its_books(self) -> None:
+        for load, way in (("upgrade-crr", "scm-seqpacket"), ("upgrade-crr", "inherited-listener"),
+                          ("upgrade-rr", "scm-seqpacket, retain")):
+            cell, row = self.cell_of(load, way), self.found[load, way]
+            found = cell["faults"]
+            with self.subTest(load=load, way=way):
+                self.assertGreaterEqual(len(found["events"]), 2)
+                self.assertEqual(len(found["earlier"]), len(found["events"]))
+                self.assertEqual(len({event["pid"] for event in found["events"]}), len(found["events"]))
+                self.assertTrue(all(report["books"]["balanced"] for report in found["earlier"]), found["earlier"])
+                accepted = [*(report["totals"]["accepted"] for report in found["earlier"]),
+                            cell["server"]["totals"]["accepted"]]
+                self.assertEqual(sum(accepted), cell["client"]["connections_opened"])
+                self.assertEqual(cell["client"]["outcomes"]["echoed"], cell["client"]["attempts"])
+                self.assertEqual((row.lost_in_faults, row.hung, row.not_over, row.missing_reports), (0, 0, 0, 0))
+                self.assertEqual((row.descriptors_left, row.processes_left, row.faults), (0, 0, 0), row)
 
 
 class Injecting(Case):
@@ -167,6 +188,21 @@ class Injecting(Case):
         self.assertNotEqual(first, other)
         with self.assertRaises(faults.NoWorker):
             self.injector(self.shell("echo listening :1; exec sleep 600"), "1")
+
+    def test_a_successor_whose_start_is_interrupted_is_ended(self) -> None:
+        serving = self.shell("echo $$ >>pids; test -e first || echo listening :1; : >first; exec sleep 600")
+        serving._argv += ["--listen", ":0"]
+        pids = self.folder / "pids"
+
+        def interrupt(*_: object) -> None:
+            if len(pids.read_text().split()) == 2:
+                raise KeyboardInterrupt
+
+        self.waiter._tick = interrupt
+        with self.assertRaises(KeyboardInterrupt):
+            serving.replace(time.monotonic() + BOUND_S)
+        first, second = map(int, pids.read_text().split())
+        self.assertEqual((serving.child.main, os.path.exists(f"/proc/{second}")), (first, False))
 
     def client(self) -> Child:
         child = Child(["/bin/sleep", "600"], self.folder, "client")
@@ -202,6 +238,58 @@ class Reckoning(unittest.TestCase):
         outcomes = {"echoed": 9, "timeout": 3, "reset": 1}
         client = {"latency": {"buckets_ns": [[5e8, 7], [1.5e9, 2]]}, "outcomes": outcomes}
         self.assertEqual(losses.hung(client), 5)
+
+    def test_what_is_refused_is_apart_where_nobody_listens_and_nothing_else(self) -> None:
+        failed = Counter({"refused": 5, "reset": 3, "eof": 2, "timeout": 1})
+        self.assertEqual([losses._apart(kind, failed) for kind in KINDS], [5 * (kind == "acceptor") for kind in KINDS])
+
+    def row(self, kind: str, load: str, events: list[dict[str, Any]], earlier: Any = (), **server: Any) -> rows.Row:
+        """Of two cells with 400 clients each, that lost nothing."""
+        found = {"kind": kind, "events": events, "earlier": earlier, "hung": 0}
+        cell = {"client_options": ["--workload", load, "--connections", "400"], "faults": found,
+                "client": {"attempts": 5000, "outcomes": {"echoed": 5000}, "connections_opened": 400},
+                "server": {"totals": {}, "books": {}, **server}}
+        row = rows.Row("w", "x", connections=400, workers=8)
+        losses.describe(row, [cell, cell])
+        return row
+
+    def test_the_bound_is_of_what_could_be_lost(self) -> None:
+        events = [{"whole_s": 0.1}] * 10
+        for kind, load, exposed in (("kill", "crr", 10_000), ("kill", "rr", 1000), ("stop", "rr", 1000),
+                                    ("acceptor", "rr", 800), ("upgrade", "rr", 800), ("upgrade", "crr", 10_000)):
+            row = self.row(kind, load, events, [{"books": {"lost": 0}, "worker_deaths": 0,
+                                                 "totals": {"errors": {}, "redelivered": 0}}] * 10)
+            self.assertEqual((row.fault_exposed, row.lost_in_faults, row.events), (exposed, 0, 20), (kind, load))
+            text = losses.rate_text(row.lost_in_faults, row.events, row.fault_exposed, str, of=True)
+            self.assertTrue(text.startswith(f"0 of {exposed:,}: below "), text)
+
+    def test_what_was_never_over_is_a_fault(self) -> None:
+        row = self.row("stop", "crr", [{"whole_s": 0.1}, {}, {"whole_s": 0.1, "not_replaced": False}])
+        self.assertEqual((row.not_over, row.not_replaced, row.faults), (2, 0, 2))
+        self.assertEqual(rows.faults_text(row), "2 faults were never over")
+        self.assertEqual(self.row("stop", "crr", [{"whole_s": 2.1, "not_replaced": True}]).not_replaced, 2)
+
+    def test_what_a_replaced_server_says_or_does_not_say_counts(self) -> None:
+        said = {"books": {"balanced": True, "lost": 0}, "worker_deaths": 0, "totals": {"errors": {}, "redelivered": 3}}
+        events = [{"whole_s": 0.1}] * 2
+        row = self.row("upgrade", "crr", events, [said, said])
+        self.assertEqual((row.faults, row.redelivered), (0, 12))
+        # One has not written, of one there is a report without books; errors are added up.
+        failing = {**said, "totals": {"errors": {"EMFILE": 2}, "redelivered": 0}}
+        for earlier in ([failing], [failing, {**said, "books": {}}]):
+            row = self.row("upgrade", "crr", events, earlier)
+            self.assertEqual((row.missing_reports, row.server_errors, row.faults), (2, {"EMFILE": 4}, 6))
+            self.assertEqual(rows.faults_text(row), "server: 4 EMFILE, 2 reports of replaced servers are missing")
+
+    def test_a_workloads_own_deaths_are_those_of_its_own_cells(self) -> None:
+        cell = {"client_options": ["--workload", "crr"], "faults": {"kind": "kill", "events": [{"whole_s": 0.1}]},
+                "client": {"attempts": 9, "outcomes": {"echoed": 9}},
+                "server": {"totals": {}, "books": {"lost": 2}, "worker_deaths": 1}}
+        cell["faults"]["hung"] = 0
+        # The other cells of the row have failed: 4 more deaths and 5 more lost.
+        row = rows.Row("w", "x", worker_deaths=5, lost=7, faults=12)
+        losses.describe(row, [cell])
+        self.assertEqual((row.worker_deaths, row.faults), (4, 9))
 
     def test_the_interval_is_the_exact_one(self) -> None:
         # Garwood's, as tables of chi-square quantiles give it.

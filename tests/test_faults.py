@@ -62,11 +62,18 @@ class Killed(unittest.TestCase):
         *((RECEIVE, 2), ("epoll_ctl,io_uring_enter,ioctl", 1), ("all", 2), ("all", 3), ("write,getsockname", 3)),
     )
 
+    def fewest_dead(self, shape: Shape) -> int:
+        """Whom the acceptor deals out to, in turn, meets every moment but perhaps the last, a call that not every way
+        has, and one more that may be met by a later connection than the last one. Where workers take, one may have
+        taken nearly all before the others woke, and io_uring reads and writes without these calls."""
+        dealt = shape.chosen_by == "acceptor" and "--loop" not in shape.options
+        return len(self.MOMENTS) - 2 if dealt else 2
+
     def sweep(self, shape: Shape, *options: str) -> None:
         workers, count = len(self.MOMENTS), 3 * len(self.MOMENTS)
         with shape.start("--worker-deadline", "0", *options, workers=workers) as server:
             kills = [
-                (row["pid"], (f"--inject={calls}:signal=KILL:when={moment}",))
+                (row["pid"], ("-e", f"trace={calls},recvfrom,sendto", f"--inject={calls}:signal=KILL:when={moment}"))
                 for row, (calls, moment) in zip(workers_of(server.report()), self.MOMENTS)
             ]
             with connections(server.address, 0) as socks, contextlib.ExitStack() as stack:
@@ -75,7 +82,8 @@ class Killed(unittest.TestCase):
                         sock = stack.enter_context(support.connect(server.address))
                         greet([sock])
                         socks.append(sock)
-                    echoed, closed = outcomes(socks)
+                    # Every call of ten processes is stopped at, and one that dies may be replaced only after others.
+                    echoed, closed = outcomes(socks, 5 * HANG_S)
                 dead = [tracer for tracer in tracers if faults.has_ended(tracer.pid)]
                 # Those that a dead worker had echoed have ended since, unless the acceptor has kept them.
                 survivors = sum(still_echoes(sock) for sock in echoed)
@@ -85,7 +93,8 @@ class Killed(unittest.TestCase):
                         faults.wait_for_new_worker(server, slot, tracer.pid)
                 close_all(socks)
             report = server.finish().report
-        self.assertGreaterEqual(len(dead), 1, "nobody was killed")
+        alive = [moment for moment, tracer in zip(self.MOMENTS, tracers) if tracer not in dead]
+        self.assertGreaterEqual(len(dead), self.fewest_dead(shape), f"these were never met: {alive}")
         self.assertEqual(report["worker_deaths"], len(dead))
         books = report["books"]
         read = sum(tracer.count("recvfrom") for tracer in dead)
@@ -139,9 +148,7 @@ class KilledUnderLoad(unittest.TestCase):
                 client.signal(signal.SIGINT)
                 _, out, err = client.wait()
             wait_until(lambda: server.report()["books"]["active"] == 0, "all have ended")
-            with contextlib.suppress(AssertionError):
-                wait_until(lambda: faults.open_files(server.pid) == before, "what is open is as it was", 5)
-            self.assertEqual(faults.open_files(server.pid), before, f"of the acceptor; seed {seed}")
+            faults.wait_for_open_files(server.pid, before, f"what the acceptor has open; seed {seed}")
             report = server.finish().report
         found = support.json.loads(out)["outcomes"]
         visible = found["reset"] + found["eof"]
@@ -163,8 +170,7 @@ class StoppedWorker(unittest.TestCase):
             for sock in early:
                 echo(sock)
             victim = workers_of(server.report())[0]
-            os.kill(victim["pid"], signal.SIGSTOP)
-            wait_until(lambda: support.state_of(victim["pid"]) in ("T", "Z", ""), "it stops")
+            support.stop_process(victim["pid"])
             with connections(server.address, 8) as late:
                 greet(late)
                 echoed, closed = outcomes(late)
@@ -187,12 +193,13 @@ class StoppedWorker(unittest.TestCase):
     # The supervisor's doing, whatever the method: one that dispatches and one that does not.
     @for_each(lambda: [shape for shape in method_shapes() if shape.method in ("scm-seqpacket", "reuseport")])
     def test_nobody_is_killed_who_is_not_stuck(self, shape: Shape) -> None:
-        with shape.start(*self.DEADLINE) as server, connections(server.address, 8) as socks:
+        # Half a second is what a worker that is only late for its turn, on a busy machine, does not need.
+        with shape.start("--worker-deadline", "0.5") as server, connections(server.address, 8) as socks:
             for sock in socks:
                 echo(sock)
-            # All stand still, and far longer than the deadline; then one, for less.
+            # All stand still, and longer than the deadline; then one, for less.
             server.signal_group(signal.SIGSTOP)
-            self.assertFalse(server.has_ended(0.3))
+            self.assertFalse(server.has_ended(1.2))
             server.signal_group(signal.SIGCONT)
             for sock in socks:
                 echo(sock)
@@ -201,7 +208,7 @@ class StoppedWorker(unittest.TestCase):
             os.kill(pid, signal.SIGCONT)
             for sock in socks:
                 echo(sock)
-            self.assertFalse(server.has_ended(0.3))  # idle ones owe nothing but a turn
+            self.assertFalse(server.has_ended(1.2))  # idle ones owe nothing but a turn
             close_all(socks)
             report = server.finish().report
         self.assertEqual((report["stuck_workers"], report["worker_deaths"]), (0, 0))
@@ -216,11 +223,13 @@ class StoppedWorker(unittest.TestCase):
         self.assertEqual((report["stuck_workers"], report["worker_deaths"]), (0, 0))
 
     def test_the_default_deadline_is_below_a_second(self) -> None:
+        """The promise is an echo or an end within 1 s: 0.4 s without progress, in looks 0.2 s apart, make at most 0.8.
+        The bound is half a second longer, for a machine that is busy."""
         with Server("--strategy", "pool", "--workers", "1") as server:
             os.kill(server.worker_pid(0), signal.SIGSTOP)
             with connections(server.address, 4) as socks:
                 greet(socks)
-                echoed, _ = outcomes(socks)
+                echoed, _ = outcomes(socks, HANG_S + 0.5)
                 self.assertEqual(len(echoed), 4)
             self.assertEqual(server.finish().report["stuck_workers"], 1)
 

@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -93,7 +94,7 @@ class Shapes(unittest.TestCase):
 
     @for_each(all_shapes)
     def test_by_sighup_twice(self, shape: Shape) -> None:
-        with place() as where, shape.start(*LONG, report=str(where.path / "%p.json")) as server:
+        with place() as where, shape.start(*LONG, **where.generations()) as server:
             pid = server.pid
             for _ in range(2):
                 with connections(server.address, 4) as held:
@@ -266,11 +267,29 @@ class Failing(unittest.TestCase):
             got, _, err = run_program(SERVER, "--listen", "127.0.0.1:0", "--take-over", "fd:0")
             self.assertEqual(got, 2, err)
 
+    def test_a_successor_ends_with_the_test_that_is_killed(self) -> None:
+        script = """
+import time, upgrade_support as upgrades, process_support as support
+with upgrades.place() as where, support.Server(**where.generations()) as server:
+    upgrades.sighup(server, server.pid)
+    print(upgrades.newest(server), flush=True)
+    time.sleep(600)
+"""
+        with tempfile.TemporaryDirectory(prefix="c10k-test-") as folder:
+            environment = {**os.environ, "TMPDIR": folder, "PYTHONPATH": str(Path(__file__).parent)}
+            with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True,
+                                  env=environment) as killed:  # fmt: skip
+                assert killed.stdout
+                successor = int(killed.stdout.readline())
+                self.assertIn(b"c10k-server", Path(f"/proc/{successor}/cmdline").read_bytes())
+                killed.kill()
+            wait_until(lambda: support.state_of(successor) in ("", "Z"), "the successor ends")
+
     def test_a_new_binary_at_the_same_path(self) -> None:
         with tempfile.TemporaryDirectory(prefix="c10k-test-") as name:
             binary = Path(name) / "server"
             shutil.copy(SERVER, binary)
-            with Program([str(binary), "--listen", "127.0.0.1:0", *LONG]) as server:
+            with Program([str(binary), "--listen", "127.0.0.1:0", *LONG], guarded=True) as server:
                 host, port = server.read_line().split()[1].split(":")
                 broken = Path(name) / "broken"
                 broken.write_text("#!/bin/sh\nexit 3\n")
@@ -353,7 +372,7 @@ class Retained(unittest.TestCase):
     @for_each(retaining_shapes)
     def test_connections_survive_two_generations(self, shape: Shape) -> None:
         data = os.urandom(1 << 20)
-        with place() as where, shape.start(*LONG, "--retain", report=str(where.path / "%p.json")) as server:
+        with place() as where, shape.start(*LONG, "--retain", **where.generations()) as server:
             pid = server.pid
             with connections(server.address, 11) as held, socket.socket() as slow:
                 slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
@@ -363,7 +382,7 @@ class Retained(unittest.TestCase):
                     for number, sock in enumerate(held[: 8 + 2 * generation]):
                         echo(sock, f"{generation} {number}".encode())
                     # In the middle: the server has bytes to echo that the client does not take.
-                    slow.settimeout(0.05)  # nothing announces that no more is taken
+                    slow.settimeout(0.5)  # nothing announces that no more is taken: it stands still for so long
                     sent = 0
                     with contextlib.suppress(TimeoutError):
                         while generation == 0 and sent < 64 << 20:
@@ -434,7 +453,7 @@ class Retained(unittest.TestCase):
 
     def test_descriptors_do_not_pile_up(self) -> None:
         pool = ("--strategy", "pool", "--workers", "2")
-        with place() as where, Server(*pool, "--retain", *LONG, report=str(where.path / "%p.json")) as server:
+        with place() as where, Server(*pool, "--retain", *LONG, **where.generations()) as server:
             pid = server.pid
             with connections(server.address, 10) as held:
                 for sock in held:

@@ -30,6 +30,10 @@ class Place:
         self.here = ("--control", self.control)
         self.take = ("--take-over", self.control)
 
+    def generations(self) -> dict[str, Any]:
+        """What a server is started with whose successors, by SIGHUP, are of its group."""
+        return {"report": str(self.path / "%p.json"), "guarded": True}
+
     def report_of(self, pid: int) -> dict[str, Any]:
         return json.loads((self.path / f"{pid}.json").read_text())
 

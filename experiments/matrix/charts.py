@@ -391,15 +391,16 @@ def crashes(sections: list[Section]) -> Iterator[Chart]:
         yield Chart(
             file_name("crashes", section.workload.name),
             f"{section.workload.name}: {section.workload.summary}",
-            f"{kind.what} At random moments, each once all is whole again. Left is safer; the line is the exact 95 % "
-            f"interval. Lost is a connection {lost}. The server's books count what a killed worker held, echoed or "
+            f"{kind.what} At random moments, each once the one before is over. Left is safer; the line is the exact "
+            f"95 % interval. Lost is a connection {lost}. The server's books count what a killed worker held, echoed or "
             "not.",
             spec,
             ("lost", "lost_low", "lost_high"),
             _sorted(section.rows, lambda row: row.lost_per_event),
             (WAY, whole(kind.events, "events"), figure(f"lost per {kind.event}", "lost"), bounds("lost_"),
              whole("attempts", "attempts"), text("failed", "failed"), *[whole("reopened", "reopened")] * keeps,
-             whole("redelivered", "redelivered"), whole("over 1 s", "hung"), figure("whole again, ms", "whole_ms"),
+             whole("redelivered", "redelivered"), whole("over 1 s", "hung"),
+             figure(f"{kind.until} after, ms", "whole_ms"),
              figure("at most", "whole_max_ms"), text("left behind", "left"),
              whole("lost in the server's books", "books_lost"), NOTE),
         )

@@ -3,6 +3,7 @@ broke is whole again. What they cost is reckoned in losses.py."""
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -16,7 +17,8 @@ from matrix.serving import CellFailed, Serving, problem
 from matrix.spec import Workload, options_of
 
 LOOK_S = 0.005  # while something is not whole again
-BEGIN_S = 0.1  # in which the clients of an open loop have all connected
+LOOKS = 3  # at what is open while nothing happens: a look may meet what is open for a moment
+BEGIN_S = 0.2  # in which the clients of an open loop have all connected
 # Below the shortest --worker-deadline in use: the default is 0.4 s, from a look at the worker on.
 PAUSE_S = 0.2
 REPLACED_S = 2.0  # a stopped worker that nobody has replaced by then is killed by us
@@ -72,7 +74,8 @@ class _OfWorker(_Fault):
         return {"pid": self._slots[worker], "worker": self._round.pop()}
 
     def is_over(self, event: Event, after_s: float) -> bool:
-        """Every slot has a worker; a process not seen before stands in the slot that has lost its own."""
+        """Every slot has a process, which may have yet to begin; one not seen before stands in the slot that has lost
+        its own."""
         alive = self._serving.child.children()
         free = [slot for slot, pid in self._slots.items() if pid not in alive]
         new = [pid for pid in alive if pid not in self._slots.values()]
@@ -102,8 +105,8 @@ class _Stop(_OfWorker):
     def is_over(self, event: Event, after_s: float) -> bool:
         if super().is_over(event, after_s):
             return True
-        if after_s > REPLACED_S and not event.get("not_replaced"):
-            event["not_replaced"] = self._send(event["pid"], signal.SIGKILL)
+        if after_s > REPLACED_S and not event.get("not_replaced") and self._send(event["pid"], signal.SIGKILL):
+            event["not_replaced"] = True
         return False
 
 
@@ -184,7 +187,8 @@ class Injector:
         self._chance = random.Random(f"{seed}/faults")
         self._fault = FAULTS[load.fault](serving, self._chance)
         self._struck: float | None = None  # when the one that is under way began
-        self._at_rest = serving.child.descriptors()
+        self._most = 1 if KINDS[load.fault].leaves_clients and load.kind == "rr" else math.inf
+        self._at_rest = self._fewest_descriptors()
         self._events: list[Event] = []
         self.record: dict[str, Any] = {"kind": load.fault, "seed": seed, "every_s": load.every_s,
                                        "events": self._events, "earlier": [], "hung": 0, "descriptors_left": 0,
@@ -206,7 +210,7 @@ class Injector:
                 # Counted from here, so that a fault never meets what the one before has yet to be repaired for.
                 if self._look(now):
                     due = now + self._pause()
-            elif now > began + self._last_s:
+            elif now > began + self._last_s or len(self._events) >= self._most:
                 due = deadline
             elif now >= due and not self._strike(now, began):
                 due = now + LOOK_S
@@ -225,6 +229,13 @@ class Injector:
         deadline = time.monotonic() + DRAIN_S
         while any(map(Child.members, self._serving.retired)) and time.monotonic() < deadline:
             self._wait()
+
+    def _fewest_descriptors(self) -> int:
+        counts = []
+        for _ in range(LOOKS):
+            counts.append(self._serving.child.descriptors())
+            self._wait()
+        return min(counts)
 
     def _pause(self) -> float:
         return self._every_s * self._chance.uniform(0.5, 1.5)

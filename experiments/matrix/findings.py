@@ -151,7 +151,9 @@ def _of_faults(section: Section) -> Group | None:
     remark = "Lost is a connection that its client had to open again." if keeps else \
         "Lost is an attempt that did not end with its echo, whatever the outcome."
     if section.workload.fault == "acceptor" and not keeps:
-        remark += " What was refused or reset until there was another server is counted apart."
+        remark += " What was refused until another server listened is counted apart; what was reset is lost."
+    if keeps and kind.of_worker:
+        remark += " Those of one worker go together, so the intervals, which are of losses one by one, are too narrow."
     return Group(title, tuple(findings), remark)
 
 

@@ -20,7 +20,8 @@ RULE_OF_THREE = 3.0  # none of n seen: at 95 % the rate is below 3 / n
 
 
 def hung(client: dict[str, Any]) -> int:
-    """Attempts that took over a second from their intended start: echoed so late, or given up."""
+    """Attempts that took over a second from their intended start: echoed so late, or given up. With a --timeout of 1 s
+    these are all: what has neither an echo nor a visible end by then is given up."""
     late = sum(count for ns, count in client.get("latency", {}).get("buckets_ns", []) if ns > HUNG_NS)
     return late + client.get("outcomes", {}).get("timeout", 0)
 
@@ -36,6 +37,16 @@ def reopened(cell: dict[str, Any]) -> int:
     """Connections that clients who keep theirs opened in place of others."""
     wanted = int(options_of(cell["client_options"]).get("--connections", 0))
     return max(0, cell["client"].get("connections_opened", 0) - wanted)
+
+
+def exposed(row: Row, cells: int, attempts: int) -> int:
+    """How many of what can be lost were there to be lost: attempts, or of clients that keep their connections those
+    connections. Each event of a worker meets its share of them; what meets all of them meets the same ones again and
+    again, so they count once for a cell."""
+    if row.reopened is None:
+        return attempts
+    kept = row.connections or 0
+    return kept * (row.events or 0) // (row.workers or 1) if KINDS[row.fault].of_worker else kept * cells
 
 
 def describe(row: Row, cells: list[dict[str, Any]]) -> None:
@@ -57,7 +68,11 @@ def describe(row: Row, cells: list[dict[str, Any]]) -> None:
     row.fault_failed = dict(failed)
     row.redelivered = (row.redelivered or 0) + sum(cell["server"]["totals"].get("redelivered", 0) for cell, _ in seen)
     row.hung = sum(found["hung"] for _, found in seen)
-    row.not_replaced = sum("not_replaced" in event for event in events)
+    row.not_replaced = sum(bool(event.get("not_replaced")) for event in events)
+    if not any(cell.get("crashes") for cell, _ in seen):  # which did not say so
+        row.not_over = sum("whole_s" not in event for event in events)
+    if kind.each_reports:
+        row.missing_reports = sum(_missing_reports(found) for _, found in seen)
     if any("descriptors_left" in found for _, found in seen):
         row.descriptors_left = sum(max(0, found.get("descriptors_left", 0)) for _, found in seen)
         row.processes_left = sum(found.get("processes_left", 0) for _, found in seen)
@@ -65,45 +80,56 @@ def describe(row: Row, cells: list[dict[str, Any]]) -> None:
         row.whole_ms, row.whole_max_ms = 1e3 * sorted(times)[len(times) // 2], 1e3 * max(times)
     if options_of(seen[0][0]["client_options"]).get("--workload") == "rr":
         row.reopened = sum(reopened(cell) for cell, _ in seen)
-    row.lost_in_faults = row.reopened if row.reopened is not None else failed.total() - _apart(row, failed)
+    row.fault_exposed = exposed(row, len(seen), row.fault_attempts)
+    row.lost_in_faults = row.reopened if row.reopened is not None else failed.total() - _apart(row.fault, failed)
     if row.events:
         low, high = poisson_interval(row.lost_in_faults)
         row.lost_per_event = row.lost_in_faults / row.events
         row.lost_per_event_interval = (low / row.events, high / row.events)
-    own_deaths = min(row.worker_deaths, row.events) if kind.ends_worker else 0
+    # Of the cells whose events these are: in one that failed, deaths are told as they are.
+    died = sum(cell["server"].get("worker_deaths", 0) for cell, _ in seen)
+    own_deaths = min(died, row.events) if kind.ends_worker else 0
     row.worker_deaths -= own_deaths
-    own_lost = row.lost if kind.ends_worker else 0
+    own_lost = sum(cell["server"]["books"].get("lost", 0) for cell, _ in seen) if kind.ends_worker else 0
     row.faults += (row.descriptors_left or 0) + (row.processes_left or 0) - own_deaths - own_lost
+    row.faults += row.not_over + row.missing_reports
 
 
-def _apart(row: Row, failed: Counter[str]) -> int:
-    """While no server listens, connects are refused, and what waited for the dead acceptor is reset: that is
-    counted by itself."""
-    return failed["refused"] + failed["reset"] if row.fault == "acceptor" else 0
+def _apart(fault: str, failed: Counter[str]) -> int:
+    """While no server listens, connects are refused: that is counted by itself. What is reset had been accepted, or
+    waited for the acceptor that has died: it is lost."""
+    return failed["refused"] if fault == "acceptor" else 0
+
+
+def _missing_reports(found: dict[str, Any]) -> int:
+    """Servers that others have replaced, and that have not written their books."""
+    return len(found["events"]) - sum(bool(report["books"]) for report in found["earlier"])
 
 
 def _add_earlier(row: Row, found: dict[str, Any]) -> None:
-    """The books of the servers that others have replaced, which have written theirs."""
+    """What the servers that others have replaced, and that have written a report, say in it."""
     for report in found.get("earlier", []):
         unbalanced, deaths, lost = report["books"].get("balanced") is False, report["worker_deaths"], \
             report["books"].get("lost", 0)
         row.unbalanced_reports += unbalanced
         row.worker_deaths += deaths
         row.lost += lost
-        row.faults += unbalanced + deaths + lost
+        errors = report["totals"]["errors"] or {}
+        row.server_errors = dict(Counter(row.server_errors) + Counter(errors))
+        row.faults += unbalanced + deaths + lost + sum(errors.values())
         row.redelivered = (row.redelivered or 0) + report["totals"]["redelivered"]
 
 
-def rate_text(count: int | None, events: int | None, attempts: int | None, number: Callable[[float], str],
+def rate_text(count: int | None, events: int | None, of_all: int | None, number: Callable[[float], str],
               of: bool = False) -> str:
-    """So many in all, and for each event with the exact interval; of none, below which share of the attempts that
-    is at 95 %. With `of` it says of how many attempts."""
-    if count is None or not events or not attempts:
+    """So many in all, and for each event with the exact interval; of none, below which share of all that could have
+    been counted (attempts, or connections) that is at 95 %. With `of` it says of how many."""
+    if count is None or not events or not of_all:
         return "-"
     if count == 0:
-        digits, _, power = f"{RULE_OF_THREE / attempts:.1e}".partition("e")
+        digits, _, power = f"{RULE_OF_THREE / of_all:.1e}".partition("e")
         bound = f"{digits}e{int(power)}"
-        return f"0 of {attempts:,}: below {bound}" if of else f"0 (< {bound})"
+        return f"0 of {of_all:,}: below {bound}" if of else f"0 (< {bound})"
     low, high = poisson_interval(count)
     return f"{count:,}: {number(count / events)} ({number(low / events)} to {number(high / events)})"
 

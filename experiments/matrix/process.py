@@ -88,7 +88,7 @@ class Child:
             if os.getppid() != parent:
                 os._exit(1)
             if theirs:
-                _start_guard(theirs)
+                start_guard(theirs)
 
         self._guarding, theirs = socket.socketpair() if guarded else (None, None)
         with self._errors.open("wb") as errors, stdout.open("wb") as output:
@@ -297,7 +297,7 @@ def adopt_orphans() -> None:
         raise OSError(ctypes.get_errno(), "prctl PR_SET_CHILD_SUBREAPER")
 
 
-def _start_guard(connection: socket.socket) -> None:
+def start_guard(connection: socket.socket) -> None:
     """Called in a child before its exec: leaves an orphan in the child's process group that kills the group when
     the other end of the connection closes, so when the process that holds it has died."""
     between = os.fork()
@@ -305,6 +305,7 @@ def _start_guard(connection: socket.socket) -> None:
         os.waitpid(between, 0)
         return
     if os.fork() == 0:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # those for its group are not for it
         connection.send(str(os.getpid()).encode())
         kept = connection.fileno()
         os.closerange(0, kept)

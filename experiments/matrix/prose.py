@@ -21,7 +21,8 @@ from matrix.store import Run, StoreError
 NOTHING = number(None)
 MARK = re.compile(r"<!--([^;<>]+);([^;<>]+);([^;<>]+);([^;<>]+)-->(.*?)<!--/-->", re.DOTALL)
 ATTRIBUTES = ("kernel_bytes", "server_bytes", "client_bytes", "server_processes", "client_processes", "events",
-              "fault_attempts", "fault_echoed", "redelivered", "reopened", "hung", "repetitions", "attempts",
+              "fault_attempts", "fault_exposed", "fault_echoed", "redelivered", "reopened", "hung", "repetitions",
+              "attempts",
               "queue_overflows", "lost_in_faults", "lost_per_event", "whole_ms", "whole_max_ms", "descriptors_left",
               "processes_left", "connections_largest_to_mean", "cpu_largest_to_mean")
 
@@ -74,7 +75,7 @@ FIGURES: dict[str, Callable[[Place], str]] = {
     "p50-ms": lambda at: number(at.row.latency_p50_us and at.row.latency_p50_us / 1000),
     "p99-ms": lambda at: number(at.row.latency_p99_us and at.row.latency_p99_us / 1000),
     "lost95": lambda at: _with(at.row.lost_per_event, at.row.lost_per_event_interval),
-    "lost-bound": lambda at: losses.rate_text(at.row.lost_in_faults, at.row.events, at.row.fault_attempts, number,
+    "lost-bound": lambda at: losses.rate_text(at.row.lost_in_faults, at.row.events, at.row.fault_exposed, number,
                                               of=True),
     "failed": lambda at: f"{sum(at.row.failed_attempts.values()):,}",
     "unseen": lambda at: _share(at.section.unseen_below),

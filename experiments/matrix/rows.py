@@ -98,6 +98,7 @@ class Row:
     fault: str = ""  # one of fault_kinds.KINDS
     events: int | None = None
     fault_attempts: int | None = None
+    fault_exposed: int | None = None  # of how many lost_in_faults is: losses.exposed()
     fault_echoed: int | None = None
     fault_failed: dict[str, int] | None = None  # by outcome
     reopened: int | None = None  # connections, by clients that keep theirs
@@ -106,9 +107,11 @@ class Row:
     lost_per_event: float | None = None
     lost_per_event_interval: Interval | None = None
     hung: int | None = None  # attempts over 1 s
-    whole_ms: float | None = None  # from an event until all was whole again: the median, and the longest
+    whole_ms: float | None = None  # from an event until it was over (Kind.until): the median, and the longest
     whole_max_ms: float | None = None
     not_replaced: int = 0  # stopped workers that the server left alone, as it does with one that has nothing to do
+    not_over: int = 0  # events that were never over
+    missing_reports: int = 0  # of servers that others have replaced
     descriptors_left: int | None = None  # more than before, when nobody is connected any more
     processes_left: int | None = None  # of the server, when it has ended
 
@@ -324,6 +327,8 @@ def faults_text(row: Row) -> str:
         f"{row.unbalanced_reports} server reports do not balance" if row.unbalanced_reports else "",
         f"{row.worker_deaths} worker deaths" if row.worker_deaths else "",
         f"{row.not_replaced} stopped workers were left alone" if row.not_replaced else "",
+        f"{row.not_over} faults were never over" if row.not_over else "",
+        f"{row.missing_reports} reports of replaced servers are missing" if row.missing_reports else "",
         f"left behind: {_text(left)}" if any(left.values()) else "",
         f"degraded: {row.degraded}" if row.degraded else "",
         f"{row.queue_overflows:,} queue overflows" if row.queue_overflows else "",

@@ -20,6 +20,7 @@ class Serving:
     def __init__(self, argv: list[str], folder: Path, waiter: Waiter, guarded: bool = False) -> None:
         """`guarded`: see Child."""
         self._argv, self._folder, self._waiter, self._guarded = argv, folder, waiter, guarded
+        self._started = 0
         self.retired: list[Child] = []  # those that others have replaced
         self.child = self._start(argv)
         self.target = ""
@@ -50,7 +51,11 @@ class Serving:
         orphaned workers may hold for a moment; raises CellFailed for that after the deadline."""
         place = self._argv.index("--listen") + 1
         another = self._start([*self._argv[:place], self.target, *self._argv[place + 1:]])
-        line = another.first_line(self._waiter, time.monotonic() + START_S)
+        try:
+            line = another.first_line(self._waiter, time.monotonic() + START_S)
+        except BaseException:  # interrupted, and nobody else knows of it yet
+            another.end()
+            raise
         if line is None:
             exit_text, words = describe_exit(another.end()), another.last_words()
             if time.monotonic() >= deadline:
@@ -65,7 +70,8 @@ class Serving:
         return sum(len(child.members()) for child in (*self.retired, self.child))
 
     def _start(self, argv: list[str]) -> Child:
-        name = f"server-{len(self.retired) + 1}" if self.retired else "server"
+        self._started += 1
+        name = f"server-{self._started}" if self._started > 1 else "server"
         return Child(argv, self._folder, name, pipe_stdout=True, guarded=self._guarded)
 
 

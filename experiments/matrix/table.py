@@ -78,6 +78,14 @@ def _fault_columns(section: Section, p99: Column, faults: Column, wide: bool) ->
     def rate(of: Callable[[Row], int | None]) -> Callable[[Row], str]:
         return lambda row: losses.rate_text(of(row), row.events, row.fault_attempts, number)
 
+    def reopened(row: Row) -> str:
+        return losses.rate_text(row.reopened, row.events, row.fault_exposed, number)
+
+    def books(row: Row) -> str:
+        if not kind.has_books:
+            return "-"
+        return f"{row.unbalanced_reports} not balanced" if row.unbalanced_reports else "balanced"
+
     def outcome(name: str) -> Column:
         return Column(("", name), rate(lambda row: None if row.fault_failed is None else row.fault_failed.get(name, 0)))
 
@@ -102,13 +110,12 @@ def _fault_columns(section: Section, p99: Column, faults: Column, wide: bool) ->
         Column(("", "echoed"), lambda row: count(row.fault_echoed)),
         redelivered,
         *map(outcome, ("eof", "reset", "refused", "timeout")),
-        *[Column(("", "reopened"), rate(lambda row: row.reopened))] * keeps,
+        *[Column(("", "reopened"), reopened)] * keeps,
         Column(("", "over 1 s"), rate(lambda row: row.hung)),
-        Column(("whole", "again, ms"), lambda row: "-" if row.whole_ms is None else
+        Column((kind.until, "after, ms"), lambda row: "-" if row.whole_ms is None else
                f"{number(row.whole_ms)}, at most {number(row.whole_max_ms)}"),
         Column(("left behind:", "descriptors + processes"), left),
-        Column(("", "books"), lambda row: f"{row.unbalanced_reports} not balanced" if row.unbalanced_reports
-               else "balanced"),
+        Column(("", "books"), books),
         p99,
     ]
 
@@ -211,16 +218,24 @@ def _context(run: Run, all_sections: list[Section]) -> list[str]:
     if any(section.figure.key == "connect_all_s" for section in all_sections):
         what = "hold: its latency is of the echoes while all are connected"
         paragraphs.insert(2, f"{what}; a ratio below 1 is faster.")
-    if kinds := list(dict.fromkeys(section.workload.fault for section in all_sections if section.workload.fault)):
+    loads = [section.workload for section in all_sections if section.workload.fault]
+    if kinds := list(dict.fromkeys(load.fault for load in loads)):
         what = "; ".join(f"{kind}: {KINDS[kind].what}" for kind in kinds)
         paragraphs[2:2] = [
-            f"Faults come at random moments, each once all is whole again. {what}",
+            f"Faults come at random moments, each once the one before is over: when the worker's successor has been "
+            f"forked (replaced), or the next server listens. {what}",
             "Lost is an attempt without its echo, and of clients that keep their connections one that had to be "
-            "reopened; each with the exact interval of a Poisson mean, for one fault. 0 (< 3/n): none of n attempts, so "
-            "at 95 % a smaller share than that. Redelivered were handed to another worker. Left are descriptors that are "
+            "reopened; each with the exact interval of a Poisson mean, for one fault. 0 (< 3/n): none of n attempts, "
+            "so at 95 % a smaller share than that; of connections reopened, n is those that the faults met: one "
+            "worker's share for each that was killed or stopped, else each connection once. Over 1 s were given up, or "
+            "echoed later. Redelivered were handed to another worker. Left are descriptors that are "
             "still open when nobody is connected, and processes that are there when the server has ended.",
-            *["When the acceptor is killed, what was refused or reset until another server listened is no loss of "
-              "the workers: it is counted apart."] * ("acceptor" in kinds),
+            *["Clients that keep their connections lose those of one worker together: the interval, which is of losses "
+              "one by one, is too narrow for them."] * any(load.kind == "rr" and KINDS[load.fault].of_worker
+                                                           for load in loads),
+            *["When the acceptor is killed, what was refused until another server listened is counted apart; what was "
+              "reset, in its accept queue or on its way to a worker, is lost. It has written no report: there are no "
+              "books."] * ("acceptor" in kinds),
         ]
     if any(section.workload.held for section in all_sections):
         paragraphs.insert(2, "Memory is per connection, while all are held and nobody speaks: kernel is of both ends, "
