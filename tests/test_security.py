@@ -93,7 +93,10 @@ class Confined(unittest.TestCase):
                 victim = server.worker_pid(0)
                 os.kill(victim, signal.SIGKILL)
                 wait_until(lambda: server.worker_pid(0) not in (0, victim), "a successor")
-                self.check_rights(server.worker_pid(0))
+                pid = server.worker_pid(0)
+                # It is named from its fork on; the filter is the last that it puts on before it is ready.
+                wait_until(lambda: rights_of(pid)["Seccomp"] == "2", "it is confined")
+                self.check_rights(pid)
             with connect(server.address) as sock:
                 echo(sock)
             finished = server.finish()
