@@ -136,7 +136,7 @@ class Confined(unittest.TestCase):
             self.assertEqual(end(server, where, pid)["worker_deaths"], 0)
 
     def test_a_single_process_has_no_successor(self) -> None:
-        with Server("--strategy", "epoll", "--user", "nobody") as server:
+        with Server("--strategy", "epoll", "--user", "nobody", environment=no_leak_check) as server:
             server.signal(signal.SIGHUP)
             wait_until(lambda: "SIGHUP: with --user" in server.err_text(), "it says so")
             with connect(server.address) as sock:
