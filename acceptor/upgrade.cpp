@@ -59,17 +59,15 @@ void Upgrade::on_ready(Readiness) {
     (void)say(socket.get(), Word::refusal, 0, 0, "another server is taking over by now");
     return;
   }
+  pid_t pid = 0;
   try {
-    check_peer(socket.get(), "--control: who asks to take this server over");
+    pid = check_peer(socket.get(), "--control: who asks to take this server over");
   } catch (const std::exception& error) {
     (void)say(socket.get(), Word::refusal, 0, 0, "it serves another user");
     fmt::print(stderr, "c10k-server: {}\n", error.what());
     return;
   }
-  ucred peer{};
-  socklen_t size = sizeof peer;
-  (void)::getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &peer, &size);
-  greet(std::move(socket), fmt::format("the successor (process {})", peer.pid));
+  greet(std::move(socket), fmt::format("the successor (process {})", pid));
 }
 
 void Upgrade::greet(OwnedFd socket, const std::string& who) {

@@ -129,12 +129,12 @@ OwnedFd connect_control(const std::string& path) {
   return socket;
 }
 
-void check_peer(int socket, std::string_view who) {
+pid_t check_peer(int socket, std::string_view who) {
   ucred peer{};
   socklen_t size = sizeof peer;
   checked([&] { return ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size); },
           "getsockopt SO_PEERCRED");
-  if (peer.uid == ::geteuid() || peer.uid == 0) return;
+  if (peer.uid == ::geteuid() || peer.uid == 0) return peer.pid;
   throw std::runtime_error(
       fmt::format("{} (process {}) runs as user {}, and this server as user {}: neither may hand "
                   "the other a connection; run both as one user, or the other as root",

@@ -42,7 +42,7 @@ class ControlSocket {
 [[nodiscard]] OwnedFd connect_control(const std::string& path);
 
 /// Throws std::runtime_error unless the process at the other end of an AF_UNIX socket (SO_PEERCRED: of a
-/// listener, as it was when it began to listen) ran as this process's effective user, or as root.
-void check_peer(int socket, std::string_view who);
+/// listener, as it was when it began to listen) ran as this process's effective user, or as root. Returns its pid.
+pid_t check_peer(int socket, std::string_view who);
 
 }  // namespace c10k

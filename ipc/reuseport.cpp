@@ -78,14 +78,10 @@ class LoadReportingSource : public ListenerSource {
 };
 
 /// A worker's own listener, which nobody else holds.
-class OwnListenerSource : public ListenerSource {
+template <typename Source>
+class OwningQueue : public Source {
  public:
-  using ListenerSource::ListenerSource;
-  [[nodiscard]] bool owns_queue() const override { return true; }
-};
-class OwnLoadReportingSource : public LoadReportingSource {
- public:
-  using LoadReportingSource::LoadReportingSource;
+  using Source::Source;
   [[nodiscard]] bool owns_queue() const override { return true; }
 };
 
@@ -119,11 +115,13 @@ class Reuseport : public HandoffMethod {
         [request, owned = migrate_,
          loads = steering_->loads()](OwnedFd workers) -> std::unique_ptr<ConnectionSource> {
           if (loads && owned)
-            return std::make_unique<OwnLoadReportingSource>(std::move(workers), request, loads);
+            return std::make_unique<OwningQueue<LoadReportingSource>>(std::move(workers), request,
+                                                                      loads);
           if (loads)
             return std::make_unique<LoadReportingSource>(std::move(workers), request, loads);
           if (owned)
-            return std::make_unique<OwnListenerSource>(std::move(workers), request, Sharing::none);
+            return std::make_unique<OwningQueue<ListenerSource>>(std::move(workers), request,
+                                                                 Sharing::none);
           return std::make_unique<ListenerSource>(std::move(workers), request, Sharing::none);
         });
   }

@@ -264,20 +264,9 @@ TEST_P(HostileChannel, GarbageAndDescriptorsOnWhateverItHas) {
           if (::fcntl(fd, F_GETFD) < 0) continue;
           std::array<unsigned char, 600> bytes;
           for (unsigned char& byte : bytes) byte = static_cast<unsigned char>(random());
-          iovec data{bytes.data(), 1 + random() % bytes.size()};
-          alignas(cmsghdr) std::array<char, CMSG_SPACE(3 * sizeof(int))> control{};
-          msghdr message{};
-          message.msg_iov = &data;
-          message.msg_iovlen = 1;
-          message.msg_control = control.data();
-          message.msg_controllen = control.size();
-          cmsghdr* header = CMSG_FIRSTHDR(&message);
-          header->cmsg_level = SOL_SOCKET;
-          header->cmsg_type = SCM_RIGHTS;
-          header->cmsg_len = CMSG_LEN(3 * sizeof(int));
-          const int standard[3] = {0, 1, 2};
-          std::memcpy(CMSG_DATA(header), standard, sizeof standard);
-          (void)::sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+          const auto some = std::as_bytes(std::span(bytes)).first(1 + random() % bytes.size());
+          const std::array standard{0, 1, 2};
+          (void)send_with_descriptors(fd, some, standard, MSG_DONTWAIT | MSG_NOSIGNAL);
           const int flags = ::fcntl(fd, F_GETFL);
           if ((flags & O_ACCMODE) != O_RDONLY && (flags & O_NONBLOCK) != 0)
             (void)!::write(fd, bytes.data(), 8);

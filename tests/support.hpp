@@ -7,8 +7,11 @@
 
 #include <array>
 #include <chrono>
+#include <cstddef>
+#include <cstring>
 #include <filesystem>
 #include <functional>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -68,6 +71,24 @@ inline void send_text(int fd, std::string_view text) {
 }
 
 /// Reads until `size` bytes or the end have come.
+/// One message with descriptors beside it; as sendmsg(2) returns.
+inline ssize_t send_with_descriptors(int socket, std::span<const std::byte> bytes,
+                                     std::span<const int> fds, int flags = 0) {
+  iovec data{const_cast<std::byte*>(bytes.data()), bytes.size()};
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(4 * sizeof(int))> control{};
+  msghdr message{};
+  message.msg_iov = &data;
+  message.msg_iovlen = 1;
+  message.msg_control = control.data();
+  message.msg_controllen = CMSG_SPACE(fds.size_bytes());
+  cmsghdr* header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(fds.size_bytes());
+  std::memcpy(CMSG_DATA(header), fds.data(), fds.size_bytes());
+  return ::sendmsg(socket, &message, flags);
+}
+
 inline std::string read_text(int fd, std::size_t size) {
   std::string text(size, '\0');
   std::size_t got = 0;

@@ -193,45 +193,22 @@ TEST(ScmFrames, GarbageIsRefusedAndNothingOfItIsKept) {
   // A frame that says 2 and carries 1: everything is closed.
   ScmFrame frame;
   frame.count = 2;
-  iovec data{&frame, ScmFrame::bytes(2)};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))];
-  msghdr message{};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof control;
-  cmsghdr* header = CMSG_FIRSTHDR(&message);
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof(int));
-  const int fd = 0;
-  std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
-  ASSERT_GT(::sendmsg(ours.get(), &message, 0), 0);
+  const auto bytes = std::as_bytes(std::span(&frame, 1)).first(ScmFrame::bytes(2));
+  const std::array one_fd{0};
+  ASSERT_GT(send_with_descriptors(ours.get(), bytes, one_fd), 0);
   EXPECT_THROW((void)receive_frame(theirs.get(), batch, false), std::runtime_error);
   // And one that says more than a message can carry.
   frame.count = 100'000;
-  ASSERT_GT(::sendmsg(ours.get(), &message, 0), 0);
+  ASSERT_GT(send_with_descriptors(ours.get(), bytes, one_fd), 0);
   EXPECT_THROW((void)receive_frame(theirs.get(), batch, false), std::runtime_error);
   EXPECT_EQ(open_descriptors(), before);
 }
 
 /// One message of one byte and two descriptors, where whoever reads it expects one.
 void send_two_descriptors(int socket) {
-  char byte = 1;
-  iovec data{&byte, 1};
-  alignas(cmsghdr) char control[CMSG_SPACE(2 * sizeof(int))]{};
-  msghdr message{};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof control;
-  cmsghdr* header = CMSG_FIRSTHDR(&message);
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(2 * sizeof(int));
+  const std::array byte{std::byte{1}};
   const std::array fds{0, 0};
-  std::memcpy(CMSG_DATA(header), fds.data(), sizeof fds);
-  ASSERT_EQ(::sendmsg(socket, &message, 0), 1);
+  ASSERT_EQ(send_with_descriptors(socket, byte, fds), 1);
 }
 
 TEST(ScmFrames, ASecondDescriptorThatFitsThePaddingIsClosed) {
