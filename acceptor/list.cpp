@@ -51,6 +51,7 @@ nlohmann::json method_rows() {
                     {"available", support.available},
                     {"reason", support.reason},
                     {"options", facts.options},
+                    {"variants", facts.variants},
                     {"kernel", facts.kernel},
                     {"privilege", facts.privilege},
                     {"syscalls", facts.syscalls},

@@ -88,11 +88,12 @@ ControlSocket::ControlSocket(std::string path) : path_(std::move(path)), listene
   const std::string temporary = temporary_name(path_);
   const sockaddr_un address = address_of(temporary);
   (void)::unlink(temporary.c_str());  // of a dead process that had our number
-  checked(
-      [&] {
-        return ::bind(listener_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address);
-      },
-      "--control: bind {}", temporary);
+  if (::bind(listener_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
+    const int error = errno;
+    throw std::runtime_error(fmt::format(
+        "--control: bind {}: {}; choose a directory of mode 0700 that user {} may write to",
+        temporary, std::strerror(error), ::geteuid()));
+  }
   struct stat made {};
   const bool named = ::listen(listener_.get(), waiting_successors) == 0 &&
                      ::lstat(temporary.c_str(), &made) == 0 &&

@@ -99,10 +99,12 @@ class Reuseport : public HandoffMethod {
       steering.add(1, second.get());
       return {};
     } catch (const SystemError& error) {
-      return {false, fmt::format("{}{}", error.what(),
-                                 needs_ebpf() ? "; steer=least-loaded and migrate=on need CAP_BPF "
-                                                "and CAP_NET_ADMIN, and Linux 5.14"
-                                              : "; it needs Linux 4.5")};
+      return {false,
+              fmt::format("{}{}", error.what(),
+                          needs_ebpf() ? "; steer=least-loaded and migrate=on need CAP_BPF "
+                                         "and CAP_NET_ADMIN, and Linux 5.14: run as root, or "
+                                         "without them"
+                                       : "; it needs Linux 4.5")};
     }
   }
 

@@ -21,8 +21,10 @@ import seccomp
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import process_support as support  # noqa: E402
-from process_support import Server, connections, echo, listing  # noqa: E402
+from process_support import Server, connections, echo, listing, wait_until  # noqa: E402
+from upgrade_support import newest, place, sighup  # noqa: E402
 
+NOBODY = 65534
 IPPROTO_TCP, TCP_REPAIR = socket.IPPROTO_TCP, 19
 
 
@@ -65,8 +67,8 @@ REFUSALS = [
 
 def become_nobody() -> None:
     os.setgroups([])
-    os.setgid(65534)
-    os.setuid(65534)
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
 
 
 def list_under(before_exec: Callable[[], object], kind: str = "methods") -> dict[str, dict]:
@@ -145,6 +147,23 @@ class Refused(Lacking):
 
 @unittest.skipUnless(os.getuid() == 0, "needs root to become another user")
 class Unprivileged(Lacking):
+    """Nobody gets all that needs no privilege, and for the rest a line: what is missing, and what to do."""
+
+    def serves(self, *options: str) -> None:
+        with Server(*options, before_exec=become_nobody) as server:
+            with connections(server.address, 3) as socks:
+                for sock in socks:
+                    echo(sock)
+            report = server.finish().report
+        self.assertEqual((report["worker_deaths"], report["books"]["served"]), (0, 3), report["books"])
+
+    def is_refused(self, *options: str, code: int = 1, says: str) -> None:
+        got, out, err = support.run_program(
+            support.SERVER, "--listen", "127.0.0.1:0", *options, before_exec=become_nobody
+        )
+        self.assertEqual((got, out), (code, ""), err)
+        self.assertRegex(err, rf"\Ac10k-server: [^\n]*{says}[^\n]*\n\Z")
+
     def test_everything_that_needs_no_privilege_works(self) -> None:
         methods = list_under(become_nobody)
         self.check(become_nobody, methods)
@@ -154,6 +173,92 @@ class Unprivileged(Lacking):
                     self.assertTrue(row["available"], row["reason"])
             if not row["available"]:
                 self.assertIn(os.strerror(errno.EPERM), row["reason"])
+                self.assertRegex(row["reason"], "CAP_[A-Z_]+.*as root")
+
+    def test_strategies_loops_and_policies(self) -> None:
+        """None of them needs a privilege: what works here works for nobody."""
+        here = listing()
+        for kind in ("strategies", "loops", "policies"):
+            rows = list_under(become_nobody, kind)
+            self.assertEqual(
+                {name: row["available"] for name, row in rows.items()},
+                {row["name"]: row["available"] for row in here[kind]},
+            )
+        loops = [name for name, row in list_under(become_nobody, "loops").items() if row["available"]]
+        policies = [row["name"] for row in here["policies"]]
+        shapes = [("--strategy", row["name"]) for row in here["strategies"] if row["available"]]
+        for i in range(max(len(loops), len(policies))):  # each of both at least once
+            loop, policy = loops[i % len(loops)], policies[i % len(policies)]
+            shapes.append(("--strategy", "pool", "--workers", "2", "--loop", loop, "--dispatch", policy))
+        for shape in shapes:
+            with self.subTest(options=" ".join(shape[1:])):
+                self.serves(*shape)
+
+    def test_variants(self) -> None:
+        """What an option of a method needs, `privilege` says with the option's words."""
+        refused = []
+        for name, row in list_under(become_nobody).items():
+            for variant in row["variants"] if row["available"] else ():
+                with self.subTest(method=name, variant=variant):
+                    pool = ("--strategy", "pool", "--workers", "2", "--ipc", f"{name}:{variant}")
+                    if any(option in row["privilege"] for option in variant.split(",")):
+                        eperm = os.strerror(errno.EPERM)
+                        self.is_refused(*pool, says=f"{name} is unsupported, because .*{eperm}.*CAP_.*run as root")
+                        refused.append(variant)
+                    else:
+                        self.serves(*pool)
+        self.assertNotEqual(refused, [])
+
+    def test_retained_and_confined(self) -> None:
+        """Who is that user already needs no root for --user. Of a method that cannot do both, what it can."""
+        for name, row in list_under(become_nobody).items():
+            options = [*(() if row["why_not_retained"] else ("--retain",))]
+            options += () if row["needs_trust"] else ("--user", "nobody")
+            if row["available"] and options:
+                with self.subTest(method=name, options=options):
+                    self.serves("--strategy", "pool", "--workers", "2", "--ipc", name, *options)
+
+    def test_upgrades(self) -> None:
+        """By SIGHUP, then by path, with a connection that lives through both where the acceptor can keep it."""
+        for method, retain in (("scm-seqpacket", ("--retain",)), ("reuseport", ())):
+            with self.subTest(method=method), place() as where:
+                os.chown(where.path, NOBODY, NOBODY)
+                shape = ("--strategy", "pool", "--workers", "2", "--ipc", method, *retain)
+                with Server(*shape, *where.here, before_exec=become_nobody, **where.generations()) as server:
+                    with connections(server.address, 1) as socks:
+                        echo(socks[0])
+                        if not retain:
+                            socks[0].close()
+                        sighup(server, server.pid)
+                        second = newest(server)
+                        options = (*where.here, *where.take)
+                        with Server(*shape, *options, before_exec=become_nobody, guarded=True) as third:
+                            self.assertEqual(third.target, server.target)
+                            wait_until(lambda pid=second: support.state_of(pid) in ("", "Z"), "the old one ends")
+                            for sock in socks if retain else ():
+                                echo(sock)
+                            with connections(third.address, 2) as others:
+                                for sock in others:
+                                    echo(sock)
+                            for sock in socks:
+                                sock.close()
+                            books = third.finish().report["books"]
+                            self.assertEqual(books["served"], 2 + len(retain), books)
+
+    def test_lines(self) -> None:
+        pool = ("--strategy", "pool", "--workers", "1")
+        with place() as where:  # it is root's
+            os.chmod(where.path, 0o755)
+            self.is_refused(*pool, *where.here, says="--control: bind .*Permission denied; choose a directory")
+            report = f"{where.path}/report"
+            self.is_refused(*pool, "--report", report, says=f"--report: .*{report}: Permission denied; give a file")
+            with Server(*pool, *where.here) as server:
+                self.is_refused(*pool, *where.take, says="--take-over: .*Permission denied; be the user .* or root")
+                server.finish()
+        for strategy in (pool, ("--strategy", "epoll")):
+            self.is_refused(
+                *strategy, "--user", "root", code=2, says=f"--user: uid {NOBODY} may not become root .*as root .*CAP_"
+            )
 
 
 if __name__ == "__main__":
