@@ -43,7 +43,6 @@ class PoolServer : public EventHandler {
         facts_(*options.method.entry),
         loop_(epoll_poller()),
         frame_(options),
-        counters_(1),
         reader_(frame_.listener(), options.accept_drain, 1),
         supervisor_(loop_, options, frame_.listener(),
                     {.started =
@@ -83,7 +82,7 @@ class PoolServer : public EventHandler {
   void on_ready(Readiness) override { accept_batch(); }
 
  private:
-  [[nodiscard]] ProcessCounters& counters() { return counters_[0]; }
+  [[nodiscard]] ProcessCounters& counters() { return *counters_; }
 
   void worker_ready(WorkerProcess& worker) {
     if (worker.sink) dispatcher_.worker_ready(worker);
@@ -313,7 +312,8 @@ class PoolServer : public EventHandler {
   const MethodFacts& facts_;
   EventLoop loop_;
   ServerFrame frame_;
-  SharedArray<ProcessCounters> counters_;
+  // Its own: no worker is to find it in shared memory.
+  std::unique_ptr<ProcessCounters> counters_ = std::make_unique<ProcessCounters>();
   AcceptQueueReader reader_;
   Supervisor supervisor_;
   Dispatcher dispatcher_;

@@ -162,7 +162,7 @@ void Supervisor::spawn(std::size_t index) {
   auto worker = std::make_unique<WorkerProcess>();
   worker->slot = index;
   worker->started_ns = monotonic_ns();
-  worker->shared = std::make_unique<SharedArray<ProcessCounters>>(1);
+  worker->shared = std::make_unique<SharedArray<ProcessCounters>>(1, SharedWith::one_child);
 
   LinkRequest request;
   request.worker = index;
@@ -188,6 +188,7 @@ void Supervisor::spawn(std::size_t index) {
                                   std::move(theirs), acceptor);
       },
       keep, 0, facts.shared_table ? Table::shared : Table::own);
+  withhold_from_later_children();  // its counters, and what its link shares
   link->leave_to_worker(std::move(theirs));
   worker->control = std::move(ours);
   worker->sink = link->acceptor_end(worker->child.pidfd());

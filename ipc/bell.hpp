@@ -22,7 +22,7 @@ namespace c10k {
 class Bell {
  public:
   Bell()
-      : sleeping_(std::make_shared<SharedArray<Sleeping>>(1)),
+      : sleeping_(std::make_shared<SharedArray<Sleeping>>(1, SharedWith::one_child)),
         event_(checked([] { return ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK | EFD_SEMAPHORE); },
                        "eventfd")) {}
 

@@ -318,7 +318,7 @@ class QueueLink : public Link {
   QueueLink(const Settings& settings, std::shared_ptr<ResourceSharer> sharer)
       : settings_(settings),
         sharer_(std::move(sharer)),
-        locks_(std::make_shared<SharedArray<QueueLocks>>(1)) {
+        locks_(std::make_shared<SharedArray<QueueLocks>>(1, SharedWith::one_child)) {
     QueueLocks& locks = (*locks_)[0];
     checked([&] { return ::sem_init(&locks.free_slots, 1, queue_capacity); }, "sem_init {}",
             queue_capacity);

@@ -25,7 +25,7 @@ class NumberRing {
  public:
   static constexpr std::size_t slots = 1024;  // a power of two
 
-  NumberRing() : ring_(std::make_shared<SharedArray<Ring>>(1)) {}
+  NumberRing() : ring_(std::make_shared<SharedArray<Ring>>(1, SharedWith::one_child)) {}
 
   // ---- the writer ----
 

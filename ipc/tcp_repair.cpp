@@ -311,7 +311,7 @@ class RepairLink : public Link {
  public:
   explicit RepairLink(std::shared_ptr<const TcpGuard> guard)
       : ends_(unix_pair(SOCK_SEQPACKET)),
-        progress_(std::make_shared<SharedArray<Progress>>(1)),
+        progress_(std::make_shared<SharedArray<Progress>>(1, SharedWith::one_child)),
         guard_(std::move(guard)) {}
 
   std::unique_ptr<ConnectionSink> acceptor_end(int worker_pidfd) override {

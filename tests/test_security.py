@@ -209,6 +209,32 @@ class Confined(unittest.TestCase):
             server.finish()
 
 
+def shared_memory_of(pid: int) -> set[int]:
+    """The inodes of what it has mapped of ipc/shared_memory.hpp."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {int(line.split()[4]) for line in lines if "/memfd:c10k" in line}
+
+
+class SharedMemory(unittest.TestCase):
+    @for_each(method_shapes)
+    def test_a_worker_has_its_own_and_not_its_siblings(self, shape: Shape) -> None:
+        """Worker 1 is forked after worker 0, and the successor of worker 0 after both: a child could inherit what the
+        acceptor shares with one before it. What belongs to all is in all three of them."""
+        with shape.start() as server:
+            first = server.worker_pid(0)
+            zero, one = shared_memory_of(first), shared_memory_of(server.worker_pid(1))
+            os.kill(first, signal.SIGKILL)
+            wait_until(lambda: server.worker_pid(0) not in (0, first), "a successor")
+            successor = shared_memory_of(server.worker_pid(0))
+            for_all = zero & one & successor
+            self.assertEqual(zero & one, for_all)
+            self.assertEqual(one & successor, for_all)
+            for mapped in (one, successor):
+                self.assertLess(for_all, mapped)  # at least its counters
+                self.assertLessEqual(mapped, shared_memory_of(server.pid))
+            server.finish()
+
+
 class Deadlines(unittest.TestCase):
     """Limits that only the right client exceeds. One of them is the good clients' as well: they speak at once, and
     have a second for it."""
