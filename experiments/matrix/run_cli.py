@@ -142,7 +142,10 @@ def _run(args: Any, argv: list[str], matrix: Matrix, seed: int, resumed: store.R
     started = datetime.now(timezone.utc)
     now = _meta(args, argv, matrix, seed, folder, started)
     path = resumed.path if resumed else args.output or store.RESULTS / f"{started:%Y%m%dT%H%M%SZ}-{matrix.name}"
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except PermissionError as error:
+        return usage.fail(PROGRAM, f"{error.filename}: {error.strerror}; give --output a folder that you may write to")
     with contextlib.closing(store.Recorder(path)) as recorder:
         if resumed:
             resumed = store.load(path)  # once more, now that nobody else writes to it
