@@ -131,7 +131,7 @@ class OpenLoop(unittest.TestCase):
                     gaps = server.gaps()
                     self.assertEqual((code, err, result["attempts"], len(gaps)), (0, "", 100, 99))
                     tries.append((statistics.median(gaps), sum(gap < 0.002 for gap in gaps)))
-                    if abs(tries[-1][0] - 0.005) < 0.0005 and tries[-1][1] < 10:
+                    if abs(tries[-1][0] - 0.005) < 0.0005 and tries[-1][1] < 25:  # sent in pairs it would be half
                         break
                 else:
                     self.fail(f"median gap and bursts: {tries}")
