@@ -172,6 +172,10 @@ class OpenLoop(unittest.TestCase):
         self.assertTrue(result["client"]["limited"])
         self.assertRegex(" ".join(result["client"]["limited_because"]), r"\d+ of \d+ starts came more than 1 ms late")
 
+
+class Rates(unittest.TestCase):
+    """What of an open loop does not depend on the machine's other work."""
+
     def test_an_interrupt_does_not_wait_for_the_next_start(self) -> None:
         for engine in allowed("engine"):
             with self.subTest(engine=engine), Server("--strategy", "epoll") as server:
