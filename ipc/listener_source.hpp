@@ -70,6 +70,7 @@ class ListenerSource : public ConnectionSource {
   [[nodiscard]] int fd() const override { return listener_.get(); }
   ReceiveResult receive(std::span<Received> batch) override { return reader_.accept(batch); }
   [[nodiscard]] bool exclusive_wake_up() const override { return sharing_ == Sharing::one_wakes; }
+  [[nodiscard]] bool brings_descriptors() const override { return false; }
   [[nodiscard]] AcceptQueueReader* sole_reader() override {
     return sharing_ == Sharing::none && reader_.drains() ? &reader_ : nullptr;
   }

@@ -119,6 +119,7 @@ class RelaySource : public ConnectionSource {
 
   [[nodiscard]] int fd() const override { return channel_.fd(); }
   [[nodiscard]] bool in_use() const override { return channel_.in_use() != 0; }
+  [[nodiscard]] bool brings_descriptors() const override { return false; }
 
   ReceiveResult receive(std::span<Received> batch) override {
     batch_ = batch;

@@ -21,6 +21,7 @@ namespace {
 // include/net/tcp_states.h. <netinet/tcp.h> names them too, but not beside <linux/tcp.h>.
 constexpr int tcp_established = 1;
 constexpr int tcp_close_wait = 8;
+constexpr int tcp_listen = 10;
 
 }  // namespace
 
@@ -132,7 +133,12 @@ bool is_tcp_listener(int fd) {
 }
 
 bool is_tcp_connection(int fd) {
-  return is_tcp(fd) && socket_option(fd, SO_ACCEPTCONN) == 0;
+  // One call, as workers ask for each connection: what has no TCP inside, whatever its family and its
+  // protocol's number (a netlink socket may have 6 as well), does not know the option; and its first byte
+  // is the state.
+  std::uint8_t state = tcp_listen;
+  socklen_t size = sizeof state;
+  return ::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &state, &size) == 0 && state != tcp_listen;
 }
 
 OwnedFd listen_tcp(const SocketAddress& address, const ListenOptions& options) {

@@ -2,6 +2,7 @@
 // acceptor, the acceptor goes on, and the clients are served by the other worker or see an end.
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -21,6 +22,53 @@ constexpr std::uint32_t seed = 20261123;
 
 /// What the hostile worker does, for as long as it lives.
 using Attack = std::function<void(ConnectionSource&, ProcessCounters&, std::minstd_rand&)>;
+
+/// A worker in one of as many slots as `active` has: a real one, or one that does nothing but the attack.
+std::unique_ptr<WorkerProcess> start_worker(const ConfiguredMethod& configured, std::size_t slot,
+                                            const SharedArray<Counter>& active,
+                                            const Attack* attack = nullptr) {
+  auto worker = std::make_unique<WorkerProcess>();
+  worker->slot = slot;
+  worker->shared = std::make_unique<SharedArray<ProcessCounters>>(1, SharedWith::one_child);
+  LinkRequest request;
+  request.worker = slot;
+  request.workers = active.size();
+  const auto link = configured.method->open(request);
+  auto [ours, theirs] = unix_pair(SOCK_SEQPACKET);
+  std::vector<int> keep = link->worker_descriptors();
+  keep.push_back(theirs.get());
+  const pid_t acceptor = ::getpid();
+  worker->child = ChildProcess::fork(
+      [&, &theirs = theirs]() -> int {
+        if (attack == nullptr) {
+          return run_worker_process(find_loop("epoll"), link->worker_end(), false, {},
+                                    worker->counters(), active.all(), slot, std::move(theirs),
+                                    acceptor);
+        }
+        const auto source = link->worker_end();
+        std::minstd_rand random(seed);
+        ::signal(SIGPIPE, SIG_IGN);
+        say(theirs.get(), 'r');
+        // Longer than anybody waits for it: it never leaves before it is ended.
+        const std::int64_t until = monotonic_ns() + 2 * patience_ns;
+        while (monotonic_ns() < until) {
+          (*attack)(*source, worker->counters(), random);
+          ::poll(nullptr, 0, 1);  // it is hostile, and not the only one that wants the CPU
+        }
+        return 0;
+      },
+      keep, SIGKILL, configured.entry->shared_table ? Table::shared : Table::own);
+  withhold_from_later_children();
+  link->leave_to_worker(std::move(theirs));
+  worker->control = std::move(ours);
+  worker->sink = link->acceptor_end(worker->child.pidfd());
+  return worker;
+}
+
+bool says_ready(const WorkerProcess& worker) {
+  char ready = 0;
+  return wait_readable(worker.control.get()) && ::recv(worker.control.get(), &ready, 1, 0) == 1;
+}
 
 class Hostile : public ::testing::TestWithParam<std::string> {
  protected:
@@ -43,10 +91,8 @@ class Hostile : public ::testing::TestWithParam<std::string> {
       const SharedArray<Counter> active(2);
       std::array<std::unique_ptr<WorkerProcess>, 2> workers;
       for (std::size_t slot = 0; slot < 2; ++slot) {
-        workers[slot] = start(slot, slot == 0 ? &attack : nullptr, active);
-        char ready = 0;
-        ASSERT_TRUE(wait_readable(workers[slot]->control.get()));
-        ASSERT_EQ(::recv(workers[slot]->control.get(), &ready, 1, 0), 1);
+        workers[slot] = start_worker(configured_, slot, active, slot == 0 ? &attack : nullptr);
+        ASSERT_TRUE(says_ready(*workers[slot]));
       }
       Dispatcher dispatcher(loop, 2, find_dispatch_policy("round-robin"), facts, retain, 1024);
       loop.at_end_of_turn([&] { dispatcher.collect(); });
@@ -120,45 +166,6 @@ class Hostile : public ::testing::TestWithParam<std::string> {
   [[nodiscard]] const MethodFacts& facts() const { return *configured_.entry; }
 
  private:
-  std::unique_ptr<WorkerProcess> start(std::size_t slot, const Attack* attack,
-                                       const SharedArray<Counter>& active) {
-    auto worker = std::make_unique<WorkerProcess>();
-    worker->slot = slot;
-    worker->shared = std::make_unique<SharedArray<ProcessCounters>>(1);
-    LinkRequest request;
-    request.worker = slot;
-    request.workers = 2;
-    const auto link = configured_.method->open(request);
-    auto [ours, theirs] = unix_pair(SOCK_SEQPACKET);
-    std::vector<int> keep = link->worker_descriptors();
-    keep.push_back(theirs.get());
-    const pid_t acceptor = ::getpid();
-    worker->child = ChildProcess::fork(
-        [&]() -> int {
-          if (attack == nullptr) {
-            return run_worker_process(find_loop("epoll"), link->worker_end(), false, {},
-                                      worker->counters(), active.all(), slot, std::move(theirs),
-                                      acceptor);
-          }
-          const auto source = link->worker_end();
-          std::minstd_rand random(seed);
-          ::signal(SIGPIPE, SIG_IGN);
-          say(theirs.get(), 'r');
-          // Longer than anybody waits for it: it never leaves before it is ended.
-          const std::int64_t until = monotonic_ns() + 2 * patience_ns;
-          while (monotonic_ns() < until) {
-            (*attack)(*source, worker->counters(), random);
-            ::poll(nullptr, 0, 1);  // it is hostile, and not the only one that wants the CPU
-          }
-          return 0;
-        },
-        keep, SIGKILL, configured_.entry->shared_table ? Table::shared : Table::own);
-    link->leave_to_worker(std::move(theirs));
-    worker->control = std::move(ours);
-    worker->sink = link->acceptor_end(worker->child.pidfd());
-    return worker;
-  }
-
   ConfiguredMethod configured_;
 };
 
@@ -273,6 +280,77 @@ TEST_P(HostileChannel, GarbageAndDescriptorsOnWhateverItHas) {
         }
       },
       GetParam() == "relay");
+}
+
+/// The other way round: a worker does not serve whatever the acceptor hands it. Not of relay, which sends bytes
+/// and no descriptors, and not of tcp-repair, which cannot take anything else apart.
+class HostileAcceptor : public ::testing::TestWithParam<std::string> {};
+INSTANTIATE_TEST_SUITE_P(Registry, HostileAcceptor,
+                         ::testing::ValuesIn(names([](const MethodEntry& entry) {
+                           return !entry.connections_stay && !entry.consumes_connection;
+                         })),
+                         readable);
+
+TEST_P(HostileAcceptor, WhatIsNoTcpConnectionIsTheEndOfItsWorker) {
+  const Support support = configure_handoff_method(GetParam()).method->probe();
+  if (!support.available) GTEST_SKIP() << support.reason;
+  const auto made = [](int fd) { return OwnedFd(checked([&] { return fd; }, "make it")); };
+  const std::vector<std::pair<const char*, std::function<OwnedFd()>>> kinds = {
+      {"an eventfd", [&] { return made(::eventfd(0, EFD_CLOEXEC)); }},
+      {"a Unix stream", [] { return std::move(unix_pair(SOCK_STREAM).first); }},
+      {"UDP", [&] { return made(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)); }},
+      {"netlink with TCP's number",
+       [&] { return made(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_TCP)); }},
+      {"a listener", [] { return listen_tcp(SocketAddress::parse("", "127.0.0.1:0"), {}); }},
+  };
+  for (const auto& [what, make] : kinds) {
+    SCOPED_TRACE(what);
+    const std::size_t before = open_descriptors();
+    ::testing::internal::CaptureStderr();  // the worker's, who inherits it
+    const auto hand_over = [&, &make = make] {
+      const ConfiguredMethod configured = configure_handoff_method(GetParam());
+      EventLoop loop(epoll_poller());
+      const SharedArray<Counter> active(1);
+      const auto worker = start_worker(configured, 0, active);
+      ASSERT_TRUE(says_ready(*worker));
+      Dispatcher dispatcher(loop, 1, find_dispatch_policy("round-robin"), *configured.entry,
+                            Retain::none, 16);
+      loop.at_end_of_turn([&] { dispatcher.collect(); });
+      dispatcher.worker_started(*worker);
+      dispatcher.worker_ready(*worker);
+      const auto run_until_readable = [&](int fd) {
+        const std::int64_t until = monotonic_ns() + patience_ns;
+        pollfd entry{fd, POLLIN, 0};
+        const std::function<void()> look = [&] {
+          if (::poll(&entry, 1, 0) == 1 || monotonic_ns() > until) return loop.stop();
+          loop.after(1'000'000, look);
+        };
+        loop.after(0, look);
+        loop.run();
+        return ::poll(&entry, 1, 0) == 1;
+      };
+      TcpPair pair = tcp_pair();
+      send_text(pair.client.get(), "hello");
+      dispatcher.add({std::move(pair.accepted), {.id = 1, .accepted_ns = monotonic_ns()}});
+      dispatcher.flush();
+      ASSERT_TRUE(run_until_readable(pair.client.get())) << "a TCP connection is served";
+
+      dispatcher.add({make(), {.id = 2, .accepted_ns = monotonic_ns()}});
+      dispatcher.flush();
+      const bool has_ended = run_until_readable(worker->child.pidfd());
+      EXPECT_TRUE(has_ended) << "it serves what it was handed";
+      if (!has_ended) worker->child.signal(SIGKILL);
+      const ChildExit end = worker->child.wait();
+      EXPECT_EQ(end.text(), "exit code 1");
+      EXPECT_EQ(worker->counters().received.get(), 1U);
+      configured.method->worker_ended(0);
+      dispatcher.worker_ended(*worker);
+    };
+    hand_over();
+    const std::string said = ::testing::internal::GetCapturedStderr();
+    EXPECT_NE(said.find("connection 2 is no TCP connection"), std::string::npos) << said;
+    EXPECT_LE(open_descriptors(), before) << "descriptors leaked";
+  }
 }
 
 }  // namespace

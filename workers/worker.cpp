@@ -99,6 +99,7 @@ void Worker::take_batch() {
   if (room_now == 0) return pause();
   counters_.receive_steps.add();
   ReceiveResult result = intake_->receive({batch_.data(), room_now});
+  if (source_->brings_descriptors()) check_arrived({batch_.data(), result.received});
   // A message of a shared channel may bring more than there is room for. The acceptor has its copies.
   while (!accepts_ && result.received > room_of_own) {
     batch_[--result.received].fd.reset();
@@ -148,6 +149,17 @@ void Worker::take_batch() {
   }
   if (result.state == Channel::closed) drain();
   end_if_drained();
+}
+
+/// Before they are counted as received, so that the acceptor still has its copies of the others.
+void Worker::check_arrived(std::span<const Received> arrived) {
+  for (const Received& one : arrived) {
+    if (is_tcp_connection(one.fd.get())) continue;
+    throw std::runtime_error(
+        fmt::format("what arrived as connection {} is no TCP connection: the acceptor breaks the "
+                    "protocol of their channel",
+                    one.tag.id));
+  }
 }
 
 void Worker::pause() {

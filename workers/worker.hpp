@@ -74,6 +74,7 @@ class Worker {
 
  private:
   void take_batch();
+  void check_arrived(std::span<const Received> arrived);
   void pause();
   [[nodiscard]] std::size_t claim_room();
   [[nodiscard]] std::size_t room_under_cap();
