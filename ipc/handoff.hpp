@@ -129,7 +129,7 @@ class ConnectionSource {
   [[nodiscard]] virtual int attention_fd() const { return -1; }
   virtual void attend() {}
   /// True when receive() returns descriptors of another process's, which may have sent anything: whoever
-  /// serves them looks whether they are TCP connections. False for what this source has made itself.
+  /// serves them looks whether they are TCP sockets. False for what this source has made itself.
   [[nodiscard]] virtual bool brings_descriptors() const { return true; }
   /// True while a connection that receive() has returned lives on this source: a worker that drains
   /// must go on calling receive(), even when its handler has closed the descriptor.

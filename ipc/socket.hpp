@@ -55,9 +55,9 @@ struct ListenOptions {
 
 /// An option of SOL_SOCKET that is a number; -1 when `fd` is no socket, or has none such.
 [[nodiscard]] int socket_option(int fd, int option);
-/// Whether a descriptor, of which nothing is known, is a TCP socket that listens; or one that does not.
+/// Whether a descriptor, of which nothing is known, is a TCP socket; and whether one that listens.
+[[nodiscard]] bool is_tcp_socket(int fd);
 [[nodiscard]] bool is_tcp_listener(int fd);
-[[nodiscard]] bool is_tcp_connection(int fd);
 
 /// The accept queue of a listener, from TCP_INFO: for a listening socket tcpi_unacked is the number
 /// of connections waiting in it and tcpi_sacked its limit (net/ipv4/tcp.c, tcp_get_info).

@@ -154,9 +154,9 @@ void Worker::take_batch() {
 /// Before they are counted as received, so that the acceptor still has its copies of the others.
 void Worker::check_arrived(std::span<const Received> arrived) {
   for (const Received& one : arrived) {
-    if (is_tcp_connection(one.fd.get())) continue;
+    if (is_tcp_socket(one.fd.get())) continue;
     throw std::runtime_error(
-        fmt::format("what arrived as connection {} is no TCP connection: the acceptor breaks the "
+        fmt::format("what arrived as connection {} is no TCP socket: the acceptor breaks the "
                     "protocol of their channel",
                     one.tag.id));
   }
