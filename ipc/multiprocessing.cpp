@@ -181,7 +181,7 @@ OwnedFd connect_to_listener(const sockaddr_un& address, const Dialect& dialect, 
     pollfd end{queue, 0, 0};
     if (error != ECONNREFUSED || waited_ms >= dialect.refused_patience_ms ||
         retry_eintr([&] { return ::poll(&end, 1, pause_ms); }) != 0) {
-      throw PeerGone("connect: the sharer is gone");
+      throw ListenerGone("connect: the sharer is gone");
     }
   }
 }
@@ -206,7 +206,7 @@ void send_handle(int connection, int handle, const Dialect& dialect) {
   std::memcpy(CMSG_DATA(header), &handle, sizeof handle);
   const int to = copy ? copy.get() : connection;
   const auto send = [&] {
-    return retry_eintr([&] { return ::sendmsg(to, &message.header, MSG_NOSIGNAL); });
+    return retry_eintr([&] { return ::sendmsg(to, &message.header, MSG_NOSIGNAL | MSG_DONTWAIT); });
   };
   ssize_t sent = send();
   if (sent < 0 && (errno == ETOOMANYREFS || errno == ENOBUFS || errno == ENOMEM)) {

@@ -25,6 +25,11 @@ struct PeerGone : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// There is nobody (any more) to connect to.
+struct ListenerGone : PeerGone {
+  using PeerGone::PeerGone;
+};
+
 /// Where two versions of CPython differ; all the rest is the same for both.
 struct Dialect {
   std::size_t ticket_bytes;      ///< The queue's message: what the pickle of a socket has.
@@ -94,7 +99,7 @@ void prepare_authentication();
 
 /// What Listener.accept does with a socket that it has accepted.
 [[nodiscard]] OwnedFd accepted_connection(OwnedFd socket, const Dialect& dialect);
-/// SocketClient. Empty when this process has no descriptor free; throws PeerGone when refused.
+/// SocketClient. Empty when this process has no descriptor free; throws ListenerGone when refused.
 /// `queue` is the end of a pipe whose other end goes when there is nobody left to connect to.
 [[nodiscard]] OwnedFd connect_to_listener(const sockaddr_un& address, const Dialect& dialect,
                                           int queue);
@@ -105,7 +110,8 @@ void set_blocking_by_ioctl(int fd);
 void set_blocking_by_fcntl(int fd);
 
 /// reduction.send_handle: sends a byte with `handle`; without it when the kernel takes no more descriptors in
-/// flight (ETOOMANYREFS, memory), which CPython answers with an exception and silence.
+/// flight (ETOOMANYREFS, memory), which CPython answers with an exception and silence. Alone of these it
+/// does not block: a peer that reads its answers has room for one.
 void send_handle(int connection, int handle, const Dialect& dialect);
 /// reduction.recv_handle: the other side of it. Close-on-exec. Empty when this process has no
 /// descriptor free (`error` is EMFILE) or the sender could send none (ETOOMANYREFS); the connection is good

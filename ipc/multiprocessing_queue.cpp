@@ -26,6 +26,8 @@ using namespace multiprocessing;
 /// Queue(maxsize); CPython's default is SEM_VALUE_MAX. A pipe of 64 KiB holds fewer.
 constexpr std::size_t queue_capacity = 1024;
 constexpr std::size_t largest_ticket = 256;
+/// How often a worker whose exchange is ended by the sharer, which waits for nobody, tries it anew.
+constexpr int most_exchanges = 10;
 
 /// Stands for the pickle of (rebuild function, (ticket, family, type, protocol)).
 struct Ticket {
@@ -233,7 +235,7 @@ class QueueSource : public ConnectionSource {
         reader_(std::move(reader)),
         address_(listener_address(path_.get())) {
     // At once: the sharer waits for whoever is late, and everybody else for the sharer.
-    if (settings_.keep_connection) kept_ = connect();
+    if (settings_.keep_connection) (void)complete([this] { kept_ = connect(); });
   }
 
   [[nodiscard]] int fd() const override { return reader_.get(); }
@@ -244,19 +246,37 @@ class QueueSource : public ConnectionSource {
     if (const Channel state = read_ticket(ticket); state != Channel::more) return {.state = state};
     try {
       int error = EMFILE;
-      OwnedFd fd = fetch(ticket.number, error);
+      OwnedFd fd;
+      if (!complete([&] { fd = fetch(ticket.number, error); })) error = ETIMEDOUT;
       if (!fd) {
         batch[0].tag = ticket.tag;
         return {.refused = 1, .error = error};
       }
       batch[0] = {rebuilt(std::move(fd), settings_.dialect), ticket.tag};
       return {.received = 1};
-    } catch (const PeerGone&) {
+    } catch (const ListenerGone&) {
       return {.state = Channel::closed};
     }
   }
 
  private:
+  /// Runs `exchange`, anew when the sharer has ended it in its middle, as a worker that was stopped for a while
+  /// finds it: its ticket is where it was. False when it has always been ended. Throws ListenerGone.
+  template <typename Exchange>
+  bool complete(Exchange&& exchange) {
+    for (int left = most_exchanges; left > 0; --left) {
+      try {
+        exchange();
+        return true;
+      } catch (const ListenerGone&) {
+        throw;
+      } catch (const PeerGone&) {
+        kept_.reset();
+      }
+    }
+    return false;
+  }
+
   Channel read_ticket(Ticket& ticket) {
     QueueLocks& locks = (*locks_)[0];
     if (settings_.locks) (void)retry_eintr([&] { return ::sem_wait(&locks.read_lock); });
@@ -291,15 +311,13 @@ class QueueSource : public ConnectionSource {
   /// free, or the sharer could send none: see receive_handle().
   OwnedFd fetch(std::uint32_t ticket, int& error) {
     OwnedFd fresh;
-    if (!settings_.keep_connection) {
-      fresh = connect();
-      if (!fresh) return {};
-    }
-    const int connection = fresh ? fresh.get() : kept_.get();
-    send_padded(connection,
+    OwnedFd& connection = settings_.keep_connection ? kept_ : fresh;
+    if (!connection) connection = connect();
+    if (!connection) return {};
+    send_padded(connection.get(),
                 TicketRequest{.ticket = ticket, .pid = static_cast<std::int32_t>(::getpid())},
                 settings_.dialect.request_bytes);
-    return receive_handle(connection, settings_.dialect, error);
+    return receive_handle(connection.get(), settings_.dialect, error);
   }
 
   Settings settings_;
@@ -392,7 +410,7 @@ MethodFacts queue_facts(std::string_view name, std::string_view summary, std::st
       .kernel = "any",
       .privilege = "none",
       .syscalls = syscalls,
-      .isolation = "full, but one stuck worker stops the one sharer thread for all",
+      .isolation = "full, but a stuck worker holds the one sharer thread up for 0.1 s",
       .after_death = "nothing (in CPython: unfetched duplicates, and a lock held for ever)",
       .descriptors_in_flight = 1,
       .worker_calls = {CallGroup::rendezvous},

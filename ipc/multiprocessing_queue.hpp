@@ -1,10 +1,14 @@
 // What queue-python2 and queue-python3 share: a multiprocessing.Queue, the options that take it apart,
 // and the method around it. Where CPython's versions differ a Dialect says so.
 //
-// Both differ from CPython in three ways, for the sake of safety. Messages are fixed binary frames of
+// Both differ from CPython in four ways, for the sake of safety. Messages are fixed binary frames of
 // the size of the pickles. The listener's path is gone from /tmp before the first worker runs (it is
 // reached through an O_PATH descriptor), so that nothing stays behind whoever is killed. And where
 // CPython blocks, sleeps or forgets at a limit, this can be told to stop, and the acceptor learns of it.
+// The fourth is about a worker that stops in the middle of an exchange. CPython's one sharer thread then
+// waits for it, and all other workers for the thread, with no end to it. Here the exchange is ended after
+// 0.1 s; the ticket stays, and the worker, if it goes on, asks for it anew. What CPython does for an
+// exchange, call by call and in one thread, is the same (see resource_sharer.hpp).
 #pragma once
 
 #include "ipc/handoff.hpp"

@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <string>
 #include <vector>
@@ -12,6 +13,16 @@
 #include "ipc/syscall.hpp"
 
 namespace c10k::multiprocessing {
+namespace {
+
+/// An exchange takes some 0.1 ms. One that has lasted from a first look to the last of so many more is
+/// shut down: after 0.1 to 0.15 s, which with whatever else goes wrong is below a second. Looks are counted
+/// and not time, so that nobody is late who was stopped together with this process.
+constexpr std::chrono::milliseconds look_every{50};
+constexpr int looks_in_vain = 2;
+
+}  // namespace
+
 void block_signals() {
   sigset_t all;
   sigfillset(&all);
@@ -38,7 +49,9 @@ ResourceSharer::~ResourceSharer() {
     ::shutdown(listener_.get(), SHUT_RDWR);  // ends a waiting accept
     if (serving_ >= 0) ::shutdown(serving_, SHUT_RDWR);
   }
+  news_.notify_one();
   if (thread_.joinable()) thread_.join();
+  if (looking_.joinable()) looking_.join();
 }
 
 void ResourceSharer::start() {
@@ -51,6 +64,10 @@ void ResourceSharer::start_locked() {
   thread_ = std::thread([this] {
     block_signals();
     settings_.keep_connection ? serve_kept() : serve_each_anew();
+  });
+  looking_ = std::thread([this] {
+    block_signals();
+    end_what_stands_still();
   });
 }
 
@@ -123,8 +140,13 @@ void ResourceSharer::drop(std::uint32_t ticket) {
   cache_.erase(found);
 }
 
+/// From here on an exchange is not shut down: either its ticket stays where it is, or it is answered. (In
+/// 2.7's dialect the ticket is the number of a descriptor. Were it taken in vain and asked for again, it could
+/// be another connection's by then.)
 ResourceSharer::Entry ResourceSharer::take(std::uint32_t ticket) {
   const std::lock_guard lock(mutex_);
+  if (ended_) throw PeerGone("an exchange that was shut down");
+  serving_ = -1;
   const auto found = cache_.find(ticket);
   if (found == cache_.end()) throw PeerGone("a ticket that does not exist (any more)");
   Entry entry = std::move(found->second);
@@ -136,7 +158,29 @@ ResourceSharer::Entry ResourceSharer::take(std::uint32_t ticket) {
 bool ResourceSharer::set_serving(int fd) {
   const std::lock_guard lock(mutex_);
   serving_ = fd;
+  ended_ = false;
+  if (fd >= 0) {
+    ++exchanges_;
+    if (std::exchange(asleep_, false)) news_.notify_one();
+  }
   return !stopping_;
+}
+
+void ResourceSharer::end_what_stands_still() {
+  std::unique_lock lock(mutex_);
+  std::uint64_t seen = 0;
+  int looks = 0;
+  while (!stopping_) {
+    if (exchanges_ == seen && serving_ < 0) {
+      asleep_ = true;
+      news_.wait(lock, [this] { return stopping_ || !asleep_; });
+    }
+    if (exchanges_ != std::exchange(seen, exchanges_)) looks = 0;
+    news_.wait_for(lock, look_every, [this] { return stopping_; });
+    if (exchanges_ != seen || serving_ < 0 || ended_ || ++looks < looks_in_vain) continue;
+    ended_ = true;
+    ::shutdown(serving_, SHUT_RDWR);
+  }
 }
 
 OwnedFd ResourceSharer::accept_one() {

@@ -1,11 +1,17 @@
 // CPython's multiprocessing.resource_sharer (3.11) and what multiprocessing.reduction has in its place
 // (2.7): descriptors wait in the sending process under a ticket, and one thread serves those who come
 // for them, one at a time.
+//
+// CPython's thread waits for ever for a worker that is stopped in the middle of an exchange, and
+// everybody else waits for the thread. Here a second thread looks whether an exchange stands still and
+// shuts its connection down: the ticket stays, and the worker comes for it anew. It is asleep while
+// nobody is served, and no exchange makes a system call on its account.
 #pragma once
 
 #include <signal.h>
 #include <sys/un.h>
 
+#include <condition_variable>
 #include <cstdint>
 #include <mutex>
 #include <thread>
@@ -57,6 +63,7 @@ class ResourceSharer {
   Entry take(std::uint32_t ticket);
   OwnedFd accept_one();
   bool set_serving(int fd);
+  void end_what_stands_still();
   void serve_each_anew();
   void serve_kept();
   void serve_one(int connection);
@@ -69,9 +76,14 @@ class ResourceSharer {
   std::unordered_map<std::uint32_t, Entry> cache_;            // by ticket
   std::unordered_map<std::uint64_t, std::uint32_t> tickets_;  // by connection
   std::uint32_t last_ticket_ = 0;
-  int serving_ = -1;
+  int serving_ = -1;              // lent; -1: nobody can hold the thread up
+  std::uint64_t exchanges_ = 0;   // begun
+  bool ended_ = false;            // that of serving_ has been shut down
+  bool asleep_ = false;           // the one who looks; woken by a new exchange
+  std::condition_variable news_;  // for it
   bool stopping_ = false;
   std::thread thread_;
+  std::thread looking_;
 };
 
 /// Where to connect to for a listener that `path_descriptor` names.

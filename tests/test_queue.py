@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import pickle
 import re
 import shutil
+import signal
 import sys
 import unittest
 from collections import Counter
@@ -16,8 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import fault_support as faults  # noqa: E402
 import process_support as support  # noqa: E402
-from process_support import BOUND_S, ROOT, SANITIZED, Server, run_client, run_program  # noqa: E402
+from process_support import BOUND_S, ROOT, SANITIZED, Server, connections, run_client, run_program  # noqa: E402
 
 PEER = str(ROOT / "experiments" / "peers" / "queue_peer.py")
 
@@ -195,6 +199,47 @@ class Anatomy(unittest.TestCase):
             with self.subTest(method=method):
                 for found, wanted in zip(self.per_connection(method), expected):
                     self.assertAlmostEqual(found, wanted, delta=0.1, msg=f"loop, threads, worker: {expected}")
+
+
+@faults.needs_strace
+class StoppedInAnExchange(unittest.TestCase):
+    """The acceptor's sharer serves one worker at a time, and waits for none that has stopped."""
+
+    COUNT = 6  # half of them for each worker
+
+    def test_the_others_are_served_and_it_loses_nothing(self) -> None:
+        """Where CPython's thread would wait: before the worker has let the sharer in, and before it names its
+        ticket. No deadline ends the worker, so that without the sharer's own nobody would ever be served."""
+        for name in (entry["name"] for entry in support.listing()["methods"] if entry["name"].startswith("queue-")):
+            for call in ("getrandom", "getpid"):
+                with self.subTest(method=name, stopped_at=call):
+                    self.stop_at(name, call)
+
+    def stop_at(self, name: str, call: str) -> None:
+        options = ("--strategy", "pool", "--ipc", name, "--workers", "2", "--worker-deadline", "0")
+        with Server(*options) as server:
+            pid = server.worker_pid(0)
+            before = faults.open_files(server.pid)
+            inject = ("-e", f"trace={call}", "-e", f"inject={call}:signal=STOP:when=1")
+            with contextlib.ExitStack() as stack:
+                with faults.traced(pid, server.report_path.parent, *inject) as tracer:
+                    socks = stack.enter_context(connections(server.address, 2))
+                    support.wait_until(lambda: "stopped by SIGSTOP" in tracer.log.read_text(), "it has stopped")
+                support.wait_until(lambda: support.state_of(pid) == "T", "it has stopped without its tracer as well")
+                socks += stack.enter_context(connections(server.address, self.COUNT - 2))
+                faults.greet(socks)
+
+                def served() -> int:
+                    return sum(support.readable(sock, 0) for sock in socks)
+
+                support.wait_until(lambda: served() == self.COUNT / 2, "the other one's are echoed", faults.HANG_S)
+                os.kill(pid, signal.SIGCONT)
+                echoed, closed = faults.outcomes(socks)
+                self.assertEqual((len(echoed), closed), (self.COUNT, 0))
+            faults.wait_for_open_files(server.pid, before, "what the acceptor has open")
+            report = server.finish().report
+        self.assertEqual((report["worker_deaths"], report["totals"]["errors"]), (0, {}))
+        self.assertEqual(report["books"]["served"], self.COUNT)
 
 
 if __name__ == "__main__":
