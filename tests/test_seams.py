@@ -303,12 +303,10 @@ class Draining(unittest.TestCase):
         """In each way, all at the same time: a worker is stopped with connections, and more come. Whatever becomes of
         them, they end or are echoed, and the server ends: its deadline ends that worker, or else the drain's."""
         bound_s = support.scaled(8, 20)  # of which the workers may take the timeout and 2 s of grace
-        cases = [
-            (shape, deadline)
-            for shape in method_shapes() + completion_shapes()
-            for deadline in ("0", "0.1")
-            if not shape.unsupported
-        ]
+        shapes = [shape for shape in method_shapes() + completion_shapes() if not shape.unsupported]
+        # In turn, as it is the supervisor's, which does not know the method. (Without a drain, each with a deadline:
+        # test_faults.StoppedWorker.)
+        cases = [(shape, ("0", "0.1")[number % 2]) for number, shape in enumerate(shapes)]
         with contextlib.ExitStack() as stack:
             servers, victims, early, late = [], [], [], []
             for shape, deadline in cases:
@@ -327,7 +325,7 @@ class Draining(unittest.TestCase):
             for (shape, deadline), server, victim, first, second in zip(cases, servers, victims, early, late):
                 with self.subTest(shape=shape.name, deadline=deadline):
                     self.assertTrue(server.has_ended(bound_s), "it goes on")
-                    outcomes(second, 0)
+                    outcomes(second)  # the kernel may close a dead process's io_uring a little later
                     for sock in first:
                         self.assertTrue(support.ended(sock))
                     report = server.finish(0).report
