@@ -131,7 +131,7 @@ class OpenLoop(unittest.TestCase):
                     gaps = server.gaps()
                     self.assertEqual((code, err, result["attempts"], len(gaps)), (0, "", 100, 99))
                     tries.append((statistics.median(gaps), sum(gap < 0.002 for gap in gaps)))
-                    if abs(tries[-1][0] - 0.005) < 0.0005 and tries[-1][1] < 10:
+                    if abs(tries[-1][0] - 0.005) < 0.0005 and tries[-1][1] < 25:  # sent in pairs it would be half
                         break
                 else:
                     self.fail(f"median gap and bursts: {tries}")
@@ -171,6 +171,10 @@ class OpenLoop(unittest.TestCase):
         self.assertGreater(result["schedule"]["late"], 50)
         self.assertTrue(result["client"]["limited"])
         self.assertRegex(" ".join(result["client"]["limited_because"]), r"\d+ of \d+ starts came more than 1 ms late")
+
+
+class Rates(unittest.TestCase):
+    """What of an open loop does not depend on the machine's other work."""
 
     def test_an_interrupt_does_not_wait_for_the_next_start(self) -> None:
         for engine in allowed("engine"):

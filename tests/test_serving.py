@@ -69,6 +69,8 @@ class Hold(unittest.TestCase):
         self.assertEqual(report["totals"]["bytes"], 20 * result["attempts"])
         self.assertEqual(report["worker_deaths"], 0)
 
+
+class Loops(unittest.TestCase):
     @for_each(loop_shapes)
     def test_every_loop_with_every_method(self, shape: Shape) -> None:
         with shape.start() as server:

@@ -293,7 +293,9 @@ class Matrix(unittest.TestCase):
         section = rows.sections(run)[0]
         found = {row.way: row for row in section.rows}
         for row in found.values():
-            self.assertEqual((row.status, row.repetitions, row.faults), ("ok", 3, 0))
+            # The kernel counts overflows for the whole machine, and other tests run beside this one.
+            own_faults = row.faults - row.queue_overflows
+            self.assertEqual((row.status, row.repetitions, own_faults), ("ok", 3, 0), rows.faults_text(row))
             self.assertGreater(row.median, 1)
             self.assertGreater(row.worker_cpu_us, 1)
             # Within a factor that only a wrong unit or a wrong count exceeds.

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from matrix import charts, topics
 from matrix.charts import Chart
@@ -85,13 +86,22 @@ def _stamp(chart: Chart) -> str:
 
 def _whole(chart: Chart) -> charts.Spec:
     """With all that the page has around a chart: its points, looks and title."""
-    return {
+    return _rounded({
         **chart.spec,
         "data": {"name": "points", "values": chart.points},
         "config": charts.config(ink="#1f2328", background="#ffffff"),
         "title": {"text": chart.title, "anchor": "start", "fontSize": 13, "color": "#1f2328"},
         "padding": 8,
-    }
+    })
+
+
+def _rounded(value: Any) -> Any:
+    """To six digits, finer than any screen: the last bits of a sum are not the same on every machine."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    return [_rounded(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _render(wanted: list[Chart]) -> dict[str, str]:

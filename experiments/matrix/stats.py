@@ -7,8 +7,11 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from operator import itemgetter
-from statistics import fmean, median, stdev
+from statistics import fmean, median
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy
 
 TRIM = 0.1  # of the values at each end
 BOOTSTRAP_FROM = 15  # values; resamples of fewer are too much alike
@@ -46,15 +49,21 @@ def paired_ratios(values: Mapping[int, float], base: Mapping[int, float]) -> lis
     return [values[rep] / base[rep] for rep in sorted(values) if base.get(rep)]
 
 
+def _deviation(values: Sequence[float]) -> float:
+    """The sample standard deviation. That of the standard library is exact to the last bit and 30 times slower."""
+    mean = fmean(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
 def _centre(logs: Sequence[float]) -> tuple[float, float]:
     """The trimmed mean of sorted values, and its standard error by the winsorized variance."""
     count = len(logs)
     if count < BOOTSTRAP_FROM:
-        return fmean(logs), stdev(logs) / math.sqrt(count)
+        return fmean(logs), _deviation(logs) / math.sqrt(count)
     cut = int(TRIM * count)
     kept = logs[cut : count - cut]
     winsorized = [kept[0]] * cut + list(kept) + [kept[-1]] * cut
-    return fmean(kept), stdev(winsorized) * math.sqrt(count - 1) / _freedom(count)
+    return fmean(kept), _deviation(winsorized) * math.sqrt(count - 1) / _freedom(count)
 
 
 def _freedom(count: int) -> float:
@@ -63,37 +72,41 @@ def _freedom(count: int) -> float:
 
 
 @lru_cache(maxsize=None)
-def _picks(count: int, stream: int) -> list[itemgetter]:
-    """Which of so many sorted values each resample keeps after trimming. The seed is fixed, so that the
-    same data give the same interval, and the indices are sorted, so that no resample has to be."""
+def _picks(count: int, stream: int) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
+    """For each resample how often it keeps each of so many sorted values after trimming (a row of the first), and
+    which is its lowest and its highest. The seed is fixed, so that the same data give the same interval."""
+    import numpy
+
     chance = random.Random(1000 * stream + count)
     cut = int(TRIM * count)
-    return [
-        itemgetter(*sorted(chance.choices(range(count), k=count))[cut : count - cut]) for _ in range(RESAMPLES)
-    ]
+    kept = numpy.array([
+        sorted(chance.choices(range(count), k=count))[cut : count - cut] for _ in range(RESAMPLES)
+    ])
+    return (kept[:, :, None] == numpy.arange(count)).sum(axis=1).astype(float), kept[:, 0], kept[:, -1]
 
 
-def _resampled(logs: Sequence[float], stream: int = 0) -> list[tuple[float, float]]:
+def _resampled(logs: Sequence[float], stream: int = 0) -> tuple[numpy.ndarray, numpy.ndarray]:
     """For each resample how far its trimmed mean lies from that of the sample, and its squared error."""
+    import numpy  # here, as to load it takes longer than most commands that need no interval
+
     count, (centre, _) = len(logs), _centre(logs)
     cut = int(TRIM * count)
-    kept, divisor = count - 2 * cut, _freedom(count) ** 2
-    moved = [value - centre for value in logs]
-    squares = [value * value for value in moved]
-    found = []
-    for pick in _picks(count, stream):
-        values, of_squares = pick(moved), pick(squares)
-        total = sum(values)
-        winsorized = total + cut * (values[0] + values[-1])
-        deviations = sum(of_squares) + cut * (values[0] ** 2 + values[-1] ** 2) - winsorized**2 / count
-        found.append((total / kept, max(deviations, 0.0) / divisor))
-    return found
+    times, lowest, highest = _picks(count, stream)
+    values = numpy.array(logs) - centre
+    first, last, total = values[lowest], values[highest], times @ values
+    winsorized = total + cut * (first + last)
+    deviations = times @ values**2 + cut * (first**2 + last**2) - winsorized**2 / count
+    return total / (count - 2 * cut), deviations.clip(min=0) / _freedom(count) ** 2
 
 
-def _critical(distances: Sequence[tuple[float, float]]) -> float:
+def _critical(far: numpy.ndarray, error: numpy.ndarray) -> float:
     """What 95 % of the resamples' |t| stay below."""
-    ordered = sorted(abs(far) / math.sqrt(error) if error > 0 else math.inf for far, error in distances)
-    return ordered[math.ceil(0.95 * (RESAMPLES + 1)) - 1]
+    import numpy
+
+    ts = numpy.full(RESAMPLES, math.inf)
+    numpy.divide(abs(far), numpy.sqrt(error), out=ts, where=error > 0)
+    ts.sort()
+    return float(ts[math.ceil(0.95 * (RESAMPLES + 1)) - 1])
 
 
 def _logs(values: Sequence[float]) -> list[float] | None:
@@ -125,7 +138,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     centre, error = _centre(logs)
     if error == 0:
         return _around(centre, 0.0)
-    critical = _critical(_resampled(logs)) if len(logs) >= BOOTSTRAP_FROM else STUDENT[len(logs) - 1]
+    critical = _critical(*_resampled(logs)) if len(logs) >= BOOTSTRAP_FROM else STUDENT[len(logs) - 1]
     return _around(centre, critical * error)
 
 
@@ -145,8 +158,8 @@ def apart(values: Sequence[float], base: Sequence[float]) -> Estimate | None:
         # Welch's degrees of freedom.
         freedom = error**4 / (its_error**4 / (len(first) - 1) + other_error**4 / (len(second) - 1))
         return _around(one - other, STUDENT[min(int(freedom), max(STUDENT))] * error)
-    pairs = zip(_resampled(first), _resampled(second, stream=1))
-    critical = _critical([(a - b, of_a + of_b) for (a, of_a), (b, of_b) in pairs])
+    (far, of_far), (other_far, of_other) = _resampled(first), _resampled(second, stream=1)
+    critical = _critical(far - other_far, of_far + of_other)
     return _around(one - other, critical * error)
 
 
