@@ -58,8 +58,9 @@ void Dispatcher::worker_ended(WorkerProcess& worker) {
   // served to its end is not: as long as there was a copy, it ended the connection by a shutdown.)
   channel->collect(again, copies_are_whole_);
   channel->collect_ended(ended);
-  channel->settle_counters();
+  close_touched(worker.slot, again);
   std::vector<Received> rescued = rescue(worker.slot);
+  channel->settle_counters(rescued.size());
   if (shared_channel_) {
     // What it was sent is anybody's. What it had pulled and not counted is not known yet.
     settling_ = true;
@@ -118,15 +119,26 @@ void Dispatcher::take_back(std::size_t slot, std::vector<Received>& connections)
 void Dispatcher::take_if_whole(std::uint32_t number, std::size_t slot,
                                std::vector<Received>& whole) {
   Received copy = kept_.take(number);
-  if (copies_are_whole_) {
-    const StreamProgress progress = stream_progress(copy.fd.get());
-    if (progress.read != progress.written) {
-      ++counts_.lost;
-      ++counts_.taken_back[slot];
-      return;
-    }
-  }
-  whole.push_back(std::move(copy));
+  if (is_whole(copy)) return whole.push_back(std::move(copy));
+  ++counts_.lost;
+  ++counts_.taken_back[slot];
+}
+
+/// Whether another worker can go on with it. The kernel says so, whatever the worker that had it says: all that
+/// was read from it has been answered.
+bool Dispatcher::is_whole(const Received& copy) const {
+  if (!copies_are_whole_) return true;
+  const StreamProgress progress = stream_progress(copy.fd.get());
+  return progress.read == progress.written;
+}
+
+/// Of what a worker has refused. An honest one has not touched it; what another one has read from would leave
+/// its client without an answer, and is better closed.
+void Dispatcher::close_touched(std::size_t slot, std::vector<Received>& refused) {
+  const std::size_t touched =
+      std::erase_if(refused, [this](const Received& copy) { return !is_whole(copy); });
+  counts_.lost += touched;
+  counts_.taken_back[slot] += touched;
 }
 
 void Dispatcher::settle() {
@@ -243,6 +255,7 @@ std::size_t Dispatcher::collect_workers() {
     moved += channels_[slot]->collect(refused, retain_ != Retain::none);
     moved += channels_[slot]->collect_ended(ended);
     if (refused.empty()) continue;
+    close_touched(slot, refused);
     take_back(slot, refused);
     redeliver(slot, std::move(refused), true);
   }

@@ -87,8 +87,8 @@ class Dispatcher {
   void abandon();
 
   /// Another server has taken over: what waits, and what workers hand back, goes to it over this socket,
-  /// and no longer to workers, until that server ends.
-  void hand_on(OwnedFd successor);
+  /// and no longer to workers, until that server ends (of which its pidfd tells, if there is one).
+  void hand_on(OwnedFd successor, OwnedFd pidfd);
   /// Sent to it, and not known to be adopted.
   [[nodiscard]] std::size_t on_their_way() const {
     return successor_ ? successor_->on_their_way() : 0;
@@ -113,6 +113,8 @@ class Dispatcher {
 
   std::vector<Received> rescue(std::size_t slot);
   void take_if_whole(std::uint32_t number, std::size_t slot, std::vector<Received>& whole);
+  [[nodiscard]] bool is_whole(const Received& copy) const;
+  void close_touched(std::size_t slot, std::vector<Received>& refused);
 
   void redeliver(std::size_t slot, std::vector<Received> taken_back, bool refused);
   void take_back(std::size_t slot, std::vector<Received>& connections);

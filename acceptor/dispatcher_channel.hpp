@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -117,10 +118,18 @@ class Dispatcher::Channel : public EventHandler {
     return left;
   }
   /// Of a worker that has ended: it may have died between counting what it received or gave up and saying
-  /// which. The books go by what it said, as its connections do.
-  void settle_counters() {
-    worker_.counters().received.set(received_);
-    worker_.counters().handed_back.set(handed_back_);
+  /// which. The books go by what it said, as its connections do, and as far as it can have been so.
+  void settle_counters(std::size_t rescued) {
+    ProcessCounters& counters = worker_.counters();
+    counters.received.set(received_);
+    counters.handed_back.set(handed_back_);
+    // A worker with a sink neither accepts nor adopts, and what it has served to its end it had received.
+    for (Counter* none : {&counters.accepted, &counters.adopted, &counters.shed}) none->set(0);
+    const std::uint64_t elsewhere = handed_back_ + rescued;
+    const std::uint64_t most = received_ > elsewhere ? received_ - elsewhere : 0;
+    counters.finished.set(std::min(counters.finished.get(), most));
+    counters.finished_redelivered.set(
+        std::min(counters.finished_redelivered.get(), counters.finished.get()));
   }
 
   /// How many have ended in the worker. Ask before collect(): what has ended by then has been received by
@@ -148,7 +157,11 @@ class Dispatcher::Channel : public EventHandler {
       if ((record & handed_back_flag) == 0 || !copy.fd) continue;
       ++dispatcher_.counts_.handed_back[worker_.slot];
       ++handed_back_;
-      dispatcher_.pending_.push_back(std::move(copy));
+      if (dispatcher_.is_whole(copy)) {
+        dispatcher_.pending_.push_back(std::move(copy));
+      } else {  // it does not stand between requests, as an honest worker's would
+        ++dispatcher_.counts_.lost;
+      }
     }
     counters.ended_seen.set(ended_seen_);
     return closed;

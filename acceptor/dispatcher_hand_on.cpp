@@ -3,10 +3,10 @@
 
 namespace c10k {
 
-void Dispatcher::hand_on(OwnedFd successor) {
+void Dispatcher::hand_on(OwnedFd successor, OwnedFd pidfd) {
   handing_on_ = true;
   successor_ =
-      std::make_unique<HandOn>(loop_, std::move(successor),
+      std::make_unique<HandOn>(loop_, std::move(successor), std::move(pidfd),
                                HandOn::Hooks{.moved = [this] { flush(); },
                                              .returned =
                                                  [this](std::vector<Received> ours, bool gone) {

@@ -19,14 +19,27 @@ constexpr std::int64_t rest_ns = 10'000'000;
 
 }  // namespace
 
-HandOn::HandOn(Loop& loop, OwnedFd socket, Hooks hooks)
-    : loop_(loop), socket_(std::move(socket)), hooks_(std::move(hooks)) {
+HandOn::HandOn(Loop& loop, OwnedFd socket, OwnedFd pidfd, Hooks hooks)
+    : loop_(loop), socket_(std::move(socket)), pidfd_(std::move(pidfd)), hooks_(std::move(hooks)) {
   loop_.watch(socket_.get(), {.read = true, .level = true}, *this);
+  if (pidfd_) loop_.watch(pidfd_.get(), {.read = true, .level = true}, end_watch_);
 }
 
 HandOn::~HandOn() {
   if (resting_ != 0) loop_.cancel(resting_);
+  let_go();
+}
+
+void HandOn::let_go() {
   if (socket_) loop_.forget(socket_.get(), Removal::closing);
+  socket_.reset();
+  if (pidfd_) loop_.forget(pidfd_.get(), Removal::closing);
+  pidfd_.reset();
+}
+
+void HandOn::on_successor_ended() {
+  on_ready({.read = true});  // its last words
+  if (socket_) end("the successor has ended");
 }
 
 void HandOn::listen(bool for_room) {
@@ -98,8 +111,7 @@ void HandOn::on_ready(Readiness ready) {
 void HandOn::leave() {
   // Nobody waits for the answers any more.
   if (resting_ != 0) loop_.cancel(std::exchange(resting_, 0));
-  if (socket_) loop_.forget(socket_.get(), Removal::closing);
-  socket_.reset();
+  let_go();
   adopted_ += sent_.size();
   sent_.clear();
   frames_.clear();
@@ -108,8 +120,7 @@ void HandOn::leave() {
 void HandOn::end(const std::string& why) {
   fmt::print(stderr, "c10k-server: {}: its predecessor serves {} connections on\n", why,
              sent_.size());
-  loop_.forget(socket_.get(), Removal::closing);
-  socket_.reset();
+  let_go();
   frames_.clear();
   std::vector<Received> ours;
   std::move(sent_.begin(), sent_.end(), std::back_inserter(ours));

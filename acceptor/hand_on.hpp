@@ -24,7 +24,9 @@ class HandOn : public EventHandler {
     std::function<void(std::vector<Received>, bool gone)> returned;
   };
 
-  HandOn(Loop& loop, OwnedFd socket, Hooks hooks);
+  /// `pidfd` is the successor's, or empty. Its workers may hold the socket's other end open (in a shared table)
+  /// for as long as they live, and then only the pidfd tells of its end.
+  HandOn(Loop& loop, OwnedFd socket, OwnedFd pidfd, Hooks hooks);
   ~HandOn() override;
   HandOn(const HandOn&) = delete;
   HandOn& operator=(const HandOn&) = delete;
@@ -41,12 +43,25 @@ class HandOn : public EventHandler {
   void on_ready(Readiness ready) override;
 
  private:
+  class EndWatch : public EventHandler {
+   public:
+    explicit EndWatch(HandOn& owner) : owner_(owner) {}
+    void on_ready(Readiness) override { owner_.on_successor_ended(); }
+
+   private:
+    HandOn& owner_;
+  };
+
+  void on_successor_ended();
+  void let_go();
   void end(const std::string& why);
   void rest();
   void listen(bool for_room);
 
   Loop& loop_;
   OwnedFd socket_;
+  OwnedFd pidfd_;
+  EndWatch end_watch_{*this};
   Hooks hooks_;
   std::deque<Received> sent_;
   std::deque<std::size_t> frames_;  // how many each has of `sent_`

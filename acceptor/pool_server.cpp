@@ -69,6 +69,9 @@ class PoolServer : public EventHandler {
     // can be.
     supervisor_.start();
     loop_.at_end_of_turn([this] {
+      // Not as the last worker says so: a signal to end that has come before is heard in this turn, and a
+      // server that takes another one over must not do so then.
+      if (!announced_ && !told_to_end_ && supervisor_.all_ready()) announce();
       if (std::exchange(passed_, false)) dispatcher_.flush();
       dispatcher_.collect();
     });
@@ -86,7 +89,9 @@ class PoolServer : public EventHandler {
 
   void worker_ready(WorkerProcess& worker) {
     if (worker.sink) dispatcher_.worker_ready(worker);
-    if (announced_ || !supervisor_.all_ready()) return;
+  }
+
+  void announce() {
     announced_ = true;
     ::getrusage(RUSAGE_SELF, &counters().at_ready);
     ServerFrame::Hooks hooks{.report = [this] { return report(); },
@@ -188,6 +193,7 @@ class PoolServer : public EventHandler {
     }
     if (number == SIGHUP) return frame_.start_successor();
     if (!announced_) {  // not yet started: nothing is served, so there is nothing to drain
+      told_to_end_ = true;
       supervisor_.stop();
       supervisor_.stop();
       return;
@@ -229,7 +235,10 @@ class PoolServer : public EventHandler {
     close_listeners();
     const bool moves = adopts && options_.retain;
     if (!moves) frame_.stop_adopting();
-    if (moves) dispatcher_.hand_on(frame_.upgrade()->take_channel());
+    if (moves) {
+      OwnedFd pidfd = frame_.upgrade()->successor();
+      dispatcher_.hand_on(frame_.upgrade()->take_channel(), std::move(pidfd));
+    }
     gate_.open();
     dispatcher_.flush();
     dispatcher_.when_empty([this, moves] {
@@ -321,6 +330,7 @@ class PoolServer : public EventHandler {
   SignalWatch signals_;
   std::array<Received, receive_room> batch_;
   bool announced_ = false;
+  bool told_to_end_ = false;  // before it was announced
   bool accepting_ = false;
   bool paused_ = false;
   bool passed_ = false;  // in this turn, something came through the gate

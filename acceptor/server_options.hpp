@@ -25,6 +25,7 @@ struct ServerOptions {
   std::size_t workers = 1;
   std::int64_t worker_deadline_ns =
       0;  ///< A worker that stands still for longer is killed; 0: never.
+  std::int64_t start_deadline_ns = 10'000'000'000;  ///< How long a worker may take to be ready.
   const PolicyEntry* policy = nullptr;
   bool hand_off_at_first_byte = false;  ///< Else the moment it is accepted.
   bool retain = false;  ///< The acceptor keeps a copy for a connection's whole life.

@@ -10,7 +10,6 @@
 namespace c10k {
 namespace {
 
-constexpr std::int64_t start_deadline_ns = 10'000'000'000;
 constexpr std::int64_t first_back_off_ns = 10'000'000;
 constexpr std::int64_t longest_back_off_ns = 2'000'000'000;
 /// A worker that lived so long was well; the next death starts the back-off anew.
@@ -91,7 +90,7 @@ Supervisor::~Supervisor() = default;
 
 void Supervisor::start() {
   for (std::size_t slot = 0; slot < slots_.size(); ++slot) spawn(slot);
-  loop_.after(start_deadline_ns, [this] { check_start(); });
+  loop_.after(options_.start_deadline_ns, [this] { check_start(); });
   look_after_workers();
 }
 
@@ -111,8 +110,12 @@ void Supervisor::look_after_workers() {
       if (!slot.worker) continue;
       if (slot.worker->ready) {
         look_after(slot, one_is_stopped);
-      } else if (slot.ever_ready && now - slot.worker->started_ns > start_deadline_ns) {
-        slot.worker->child.signal(SIGKILL);  // a successor that does not start
+      } else if (slot.ever_ready && !slot.killed &&
+                 now - slot.worker->started_ns > options_.start_deadline_ns) {
+        slot.killed = true;
+        fmt::print(stderr, "c10k-server: worker {} (process {}) was not ready after {} s: killed\n",
+                   slot.worker->slot, slot.worker->child.pid(), start_deadline_s());
+        slot.worker->child.signal(SIGKILL);
       }
     }
     look_after_workers();
@@ -147,8 +150,15 @@ void Supervisor::look_after(Slot& slot, bool one_is_stopped) {
 
 void Supervisor::check_start() {
   for (const Slot& slot : slots_) {
-    if (!slot.ever_ready) throw std::runtime_error("a worker was not ready after 10 s");
+    if (!slot.ever_ready) {
+      throw std::runtime_error(
+          fmt::format("a worker was not ready after {} s", start_deadline_s()));
+    }
   }
+}
+
+double Supervisor::start_deadline_s() const {
+  return static_cast<double>(options_.start_deadline_ns) / 1e9;
 }
 
 bool Supervisor::all_ready() const {
@@ -337,9 +347,12 @@ void Supervisor::end_workers_after(std::int64_t delay_ns) {
 std::string Supervisor::degraded() const {
   std::string text;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
-    if (slots_[i].worker || (stopping_ && !slots_[i].abandoned)) continue;
+    const Slot& slot = slots_[i];
+    if ((slot.worker && slot.worker->ready) || (stopping_ && !slot.abandoned)) continue;
     text += fmt::format("{}worker {} {}", text.empty() ? "" : ", ", i,
-                        slots_[i].abandoned ? "asked not to be restarted" : "waits to be replaced");
+                        slot.abandoned ? "asked not to be restarted"
+                        : slot.worker  ? "is not ready yet"
+                                       : "waits to be replaced");
   }
   return text;
 }

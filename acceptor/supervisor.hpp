@@ -50,7 +50,7 @@ class Supervisor {
   Supervisor(const Supervisor&) = delete;
   Supervisor& operator=(const Supervisor&) = delete;
 
-  /// Forks all workers. One that ends before it was ever ready, or is not ready within ten seconds,
+  /// Forks all workers. One that ends before it was ever ready, or is not ready by the start deadline,
   /// throws from the loop: what does not start once will not start again. (A successor that does neither is
   /// killed and replaced, if there is a worker deadline.)
   void start();
@@ -75,7 +75,7 @@ class Supervisor {
   [[nodiscard]] std::uint64_t deaths() const { return deaths_; }
   /// Those of them that were stuck and killed for it.
   [[nodiscard]] std::uint64_t stuck() const { return stuck_; }
-  /// Which slots have no worker, and why, in words; empty when all workers run.
+  /// Which slots have no worker that is ready, and why, in words; empty when all workers run.
   [[nodiscard]] std::string degraded() const;
   /// Why no worker is left, though nobody has called stop(); empty while there is one.
   [[nodiscard]] const std::string& failure() const { return failure_; }
@@ -108,6 +108,7 @@ class Supervisor {
   void replace(std::size_t slot);
   void abandon(std::size_t slot);
   void check_start();
+  [[nodiscard]] double start_deadline_s() const;
   void look_after_workers();
   void look_after(Slot& slot, bool one_is_stopped);
   void tell(const Slot& slot, char byte) const;

@@ -6,6 +6,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
+#include <utility>
 
 #include "acceptor/upgrade_words.hpp"
 #include "ipc/scm.hpp"
@@ -49,12 +51,20 @@ void Upgrade::on_ready(Readiness) {
   if (!socket) {
     if (errno == EAGAIN) return;  // it has gone again
     // No descriptor is left: it waits in the queue, which is readable for as long.
+    if (!std::exchange(starved_, true)) {
+      fmt::print(
+          stderr,
+          "c10k-server: --control: accept4: {}; who asks to take this server over waits until "
+          "a descriptor is free; raise RLIMIT_NOFILE (prlimit, ulimit -n)\n",
+          std::strerror(errno));
+    }
     loop_.change(control_->fd(), {.level = true});
     loop_.after(rest_ns, [this] {
       if (control_) loop_.change(control_->fd(), {.read = true, .level = true});
     });
     return;
   }
+  starved_ = false;
   if (state_ != State::idle || child_.running()) {
     (void)say(socket.get(), Word::refusal, 0, 0, "another server is taking over by now");
     return;
@@ -67,12 +77,13 @@ void Upgrade::on_ready(Readiness) {
     fmt::print(stderr, "c10k-server: {}\n", error.what());
     return;
   }
-  greet(std::move(socket), fmt::format("the successor (process {})", pid));
+  greet(std::move(socket), pid);
 }
 
-void Upgrade::greet(OwnedFd socket, const std::string& who) {
+void Upgrade::greet(OwnedFd socket, pid_t pid) {
   socket_ = std::move(socket);
-  who_ = who;
+  pid_ = pid;
+  who_ = fmt::format("the successor (process {})", pid);
   state_ = State::greeting;
   loop_.watch(socket_.get(), {.read = true, .level = true}, peer_);
   watching_peer_ = true;
@@ -140,6 +151,14 @@ OwnedFd Upgrade::take_channel() {
   return std::move(socket_);
 }
 
+OwnedFd Upgrade::successor() const {
+  try {
+    return child_.running() ? duplicate(child_.pidfd()) : open_pidfd(pid_);
+  } catch (const SystemError&) {
+    return {};  // no descriptor is left: the end of the socket tells, but where a table is shared
+  }
+}
+
 void Upgrade::let_go() {
   if (deadline_ != 0) loop_.cancel(std::exchange(deadline_, 0));
   if (std::exchange(watching_peer_, false)) loop_.forget(socket_.get(), Removal::closing);
@@ -189,7 +208,7 @@ void Upgrade::start_successor() {
     const int channel = theirs.get();
     child_ = ChildProcess::fork([&] { return execute(channel); }, {&channel, 1}, 0);
     loop_.watch(child_.pidfd(), {.read = true, .level = true}, child_watch_);
-    greet(std::move(ours), fmt::format("the successor (process {})", child_.pid()));
+    greet(std::move(ours), child_.pid());
   } catch (const std::exception& error) {
     fmt::print(stderr, "c10k-server: SIGHUP: no successor: {}; this server goes on\n",
                error.what());

@@ -43,6 +43,8 @@ class Upgrade : public EventHandler {
   void left();
   /// The socket on which the successor adopts connections; not watched here any more.
   [[nodiscard]] OwnedFd take_channel();
+  /// A pidfd of the successor; empty when there is none to be had.
+  [[nodiscard]] OwnedFd successor() const;
   /// This server ends: it is not taken over any more.
   void stop();
   /// For a server that reaps all its children: true when it was the successor.
@@ -71,7 +73,7 @@ class Upgrade : public EventHandler {
     Upgrade& upgrade_;
   };
 
-  void greet(OwnedFd socket, const std::string& who);
+  void greet(OwnedFd socket, pid_t pid);
   void on_peer();
   void answer_hello();
   void retire(bool adopts);
@@ -87,7 +89,9 @@ class Upgrade : public EventHandler {
   Hooks hooks_;
   State state_ = State::idle;
   bool stopped_ = false;
-  OwnedFd socket_;   // to the successor
+  bool starved_ = false;  // somebody waits at the control socket for a descriptor here
+  OwnedFd socket_;        // to the successor
+  pid_t pid_ = 0;
   std::string who_;  // it is, in words
   Peer peer_{*this};
   bool watching_peer_ = false;

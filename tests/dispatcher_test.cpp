@@ -52,6 +52,24 @@ class FakeWorker {
       counters().consumed.add();
     }
   }
+  /// It has no descriptor for any of them, or says so.
+  void refuse() {
+    for (const Received& connection : received_) {
+      counters().refused.add();
+      const std::uint64_t next = counters().consumed.get() + 1;
+      counters().consumed_copies[next % max_outstanding].set(connection.tag.copy | refused_flag);
+      counters().consumed.add();
+    }
+    received_.clear();
+  }
+  /// As EchoService gives up the first one to the server's successor.
+  void hand_back() {
+    const std::uint64_t next = counters().ended.get() + 1;
+    counters().ended_copies[next % max_outstanding].set(received_[0].tag.copy | handed_back_flag);
+    received_[0].fd.reset();
+    counters().handed_back.add();
+    counters().ended.set(next);
+  }
   void read(std::size_t size) { EXPECT_EQ(read_text(fd(), size).size(), size); }
   void write(std::string_view text) { send_text(fd(), text); }
   /// As EchoService closes what the acceptor has a copy of.
@@ -118,6 +136,33 @@ class WorkerDeath : public ::testing::Test {
     EXPECT_EQ(dispatcher_->counts().redelivered, 0U);
     EXPECT_EQ(other().handed(), 0U);
     EXPECT_TRUE(ends(client_.get()));
+  }
+
+  /// It is nobody's any more, and is counted once: as lost.
+  void expect_lost() {
+    EXPECT_EQ(other().handed(), 0U);
+    EXPECT_EQ(dispatcher_->counts().lost, 1U);
+    EXPECT_EQ(dispatcher_->counts().redelivered, 0U);
+    EXPECT_EQ(dispatcher_->in_hand_off(), 0U);
+    EXPECT_TRUE(ends(client_.get()));
+    expect_balanced();
+  }
+  /// The other worker has it, with all that its client has sent.
+  void expect_passed_on() {
+    EXPECT_EQ(dispatcher_->counts().redelivered, 1U);
+    EXPECT_EQ(dispatcher_->counts().lost, 0U);
+    expect_balanced();
+    ASSERT_EQ(other().handed(), 1U);
+    EXPECT_EQ(read_text(other().fd(), 5), "hello");
+    other().write("well");
+    EXPECT_EQ(read_text(client_.get(), 4), "well");
+  }
+  /// As the report reckons what is on its way to a worker (PoolServer::report()).
+  void expect_balanced() {
+    const DispatchCounts& counts = dispatcher_->counts();
+    const ProcessCounters& worker = victim().counters();
+    EXPECT_EQ(counts.handed[0] + worker.handed_back.get(),
+              counts.taken_back[0] + worker.received.get() + counts.handed_back[0]);
   }
 
   std::size_t before_ = 0;
@@ -263,6 +308,107 @@ TEST_F(WorkerDeath, WhatASuccessorHasPulledBeforeItsFirstWordIsNotHandedOverAgai
     EXPECT_EQ(dispatcher_->in_hand_off(), 0U);
     EXPECT_EQ(dispatcher_->retained(), retain == Retain::none ? 0U : 1U);
     dispatcher_->worker_ended(successor.process());
+    TearDown();
+  }
+}
+
+TEST_F(WorkerDeath, ARefusalThatIsHeardAfterItsEndIsOne) {
+  for (const Retain retain : {Retain::none, Retain::untouched, Retain::between_requests}) {
+    start(retain);
+    victim().refuse();
+    kill();
+    EXPECT_EQ(dispatcher_->counts().taken_back[0], 1U);
+    expect_passed_on();
+    TearDown();
+  }
+}
+
+TEST_F(WorkerDeath, ARefusalThatIsHeardAfterTheWorkersWereToldToEndIsOne) {
+  start(Retain::between_requests);
+  dispatcher_->release_retained();
+  victim().refuse();
+  dispatcher_->collect();
+  expect_passed_on();
+}
+
+TEST_F(WorkerDeath, ARefusalThatIsHeardAfterAllWasGivenUpClosesIt) {
+  start(Retain::none);
+  dispatcher_->abandon();
+  victim().refuse();
+  dispatcher_->collect();
+  EXPECT_EQ(dispatcher_->counts().abandoned, 1U);
+  EXPECT_EQ(other().handed(), 0U);
+  EXPECT_EQ(dispatcher_->in_hand_off(), 0U);
+  EXPECT_TRUE(ends(client_.get()));
+  expect_balanced();
+}
+
+/// A cheat: what it says it has not touched it has read from. Nobody else could answer the client.
+TEST_F(WorkerDeath, RefusedAfterItWasReadFromIsClosed) {
+  for (const bool dies : {false, true}) {
+    for (const Retain retain : {Retain::none, Retain::untouched, Retain::between_requests}) {
+      start(retain);
+      victim().read(2);
+      victim().refuse();
+      dies ? kill() : dispatcher_->collect();
+      expect_lost();
+      TearDown();
+    }
+  }
+}
+
+TEST_F(WorkerDeath, ReadFromAndNotCountedIsClosed) {
+  for (const Retain retain : {Retain::none, Retain::untouched, Retain::between_requests}) {
+    start(retain);
+    victim().read(2);
+    kill();
+    expect_lost();
+    TearDown();
+  }
+}
+
+TEST_F(WorkerDeath, GivenUpInTheMiddleOfARequestIsClosed) {
+  start(Retain::between_requests);
+  victim().count_received();
+  dispatcher_->collect();
+  victim().read(2);
+  victim().hand_back();
+  dispatcher_->collect();
+  EXPECT_EQ(dispatcher_->counts().handed_back[0], 1U);
+  EXPECT_EQ(dispatcher_->retained(), 0U);
+  expect_lost();
+}
+
+TEST_F(WorkerDeath, GivenUpBetweenRequestsGoesOn) {
+  start(Retain::between_requests);
+  victim().count_received();
+  dispatcher_->collect();
+  victim().hand_back();
+  dispatcher_->collect();
+  EXPECT_EQ(dispatcher_->counts().lost, 0U);
+  ASSERT_EQ(other().handed(), 1U);
+  EXPECT_EQ(read_text(other().fd(), 5), "hello");
+  expect_balanced();
+}
+
+TEST_F(WorkerDeath, CountsThatCannotBeTrueAreNotInTheBooks) {
+  for (const bool served : {false, true}) {
+    start(Retain::none);
+    victim().count_received();
+    if (served) victim().end();
+    ProcessCounters& counters = victim().counters();
+    for (Counter* lie : {&counters.finished, &counters.finished_redelivered, &counters.accepted,
+                         &counters.shed, &counters.adopted, &counters.handed_back})
+      lie->set(~std::uint64_t{0} - 3);
+    kill();
+    EXPECT_EQ(dispatcher_->counts().rescued[0], served ? 0U : 1U);
+    ProcessTotals totals;
+    totals.add(counters, false);
+    EXPECT_EQ(totals.received, 1U);
+    EXPECT_EQ(totals.finished, served ? 1U : 0U) << "one that is rescued has not been served";
+    EXPECT_EQ(totals.lost, served ? 0U : 1U) << "of which it is rescued";
+    EXPECT_EQ(totals.accepted + totals.shed + totals.adopted + totals.handed_back, 0U);
+    expect_balanced();
     TearDown();
   }
 }

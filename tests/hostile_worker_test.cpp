@@ -133,6 +133,7 @@ class Hostile : public ::testing::TestWithParam<std::string> {
           totals.add(workers[0]->counters(), false);
           totals.add(rusage{}, workers[0]->counters().at_ready);
           EXPECT_FALSE(totals.to_json().dump(-1, ' ', false).empty());
+          EXPECT_LE(totals.finished + totals.lost, clients.size()) << "its lies are in the books";
           workers[0].reset();
         }
         // The honest one has what it was sent: nothing that the hostile one does takes that away.
@@ -229,6 +230,40 @@ TEST_P(HostileCounters, NumbersOutOfRange) {
         counters.consumed.add();
       },
       dropped);
+}
+
+TEST_P(HostileCounters, BooksThatLie) {
+  run(
+      [](ConnectionSource&, ProcessCounters& counters, auto& random) {
+        for (Counter* lie :
+             {&counters.received, &counters.refused, &counters.accepted, &counters.shed,
+              &counters.finished, &counters.finished_redelivered, &counters.handed_back,
+              &counters.adopted, &counters.turns, &counters.echoes})
+          lie->set(std::uint64_t{random()} << random() % 32);
+      },
+      false);
+}
+
+/// What it has read from it says it has not touched: the client sees the end, and does not wait for an answer.
+TEST_P(HostileChannel, RefusesWhatItHasReadFrom) {
+  if (facts().shared_channel) GTEST_SKIP() << "it could pull all, and nobody would be echoed";
+  // The acceptor goes on reading for it what it has confirmed by one way and refused by another.
+  if (facts().connections_stay) GTEST_SKIP() << "its clients may hang until it is ended";
+  run(
+      [](ConnectionSource& source, ProcessCounters& counters, auto&) {
+        Slots slots;
+        pollfd entry{source.fd(), POLLIN, 0};
+        if (::poll(&entry, 1, 0) != 1) return;
+        const std::size_t received = source.receive(slots).received;
+        for (std::size_t i = 0; i < received; ++i) {
+          char bytes[8];
+          (void)!::recv(slots[i].fd.get(), bytes, sizeof bytes, MSG_DONTWAIT);
+          const std::uint64_t next = counters.consumed.get() + 1;
+          counters.consumed_copies[next % max_outstanding].set(slots[i].tag.copy | refused_flag);
+          counters.consumed.add();
+        }
+      },
+      false);
 }
 
 /// Copies given back that it was sent and never asked for: their numbers must not be used any more.
