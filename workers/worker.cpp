@@ -99,7 +99,9 @@ void Worker::take_batch() {
   if (room_now == 0) return pause();
   counters_.receive_steps.add();
   ReceiveResult result = intake_->receive({batch_.data(), room_now});
-  if (source_->brings_descriptors()) check_arrived({batch_.data(), result.received});
+  // When the last completions of an intake that was stopped bring none, the source has gone.
+  if (result.received != 0 && source_->brings_descriptors())
+    check_arrived({batch_.data(), result.received});
   // A message of a shared channel may bring more than there is room for. The acceptor has its copies.
   while (!accepts_ && result.received > room_of_own) {
     batch_[--result.received].fd.reset();
