@@ -127,7 +127,7 @@ def _inspect(args: Any, path: Path) -> int:
         _draw(args, run)
     elif args.update_notes or args.check_notes:
         text = table.markdown(run)
-        return _notes(args, path, run.meta["matrix"]["name"], text, prose.of_run(run)) or _images(args, run)
+        return _notes(args, path, _name(run), text, prose.of_run(run)) or _images(args, run)
     else:
         _print(args, run)
     sys.stdout.flush()
@@ -227,9 +227,14 @@ def _inspect_calibration(args: Any, run: store.Run) -> int:
         return 0
     text = calibration.markdown(run, samples)
     if not args.markdown:
-        return _notes(args, run.path, run.meta["matrix"]["name"], text)
+        return _notes(args, run.path, _name(run), text)
     print(text, end="")
     return 0
+
+
+def _name(run: store.Run) -> str:
+    """What the notes call it. A recorded run may be a part of its matrix, and then has a name of its own."""
+    return run.path.name if run.path.resolve().parent == REFERENCE else run.meta["matrix"]["name"]
 
 
 def _notes(args: Any, path: Path, name: str, text: str, value: Callable[[str, str, str], str] | None = None) -> int:
