@@ -183,9 +183,9 @@ class Reuseport : public HandoffMethod {
   void claim_listeners(const ListenOptions& options) override {
     if (kept_.empty() && !last_resort_) return;  // closed
     adopted_ = false;
-    for (const auto& [worker, listener] : kept_) {
+    for (const auto& entry : kept_) {
       // Of a listener that has listened before it sets the backlog, and nothing else.
-      checked([&] { return ::listen(listener.get(), options.backlog); }, "listen");
+      checked([&] { return ::listen(entry.second.get(), options.backlog); }, "listen");
     }
     const int any = migrate_ ? last_resort_.get() : kept_.begin()->second.get();
     if (needs_ebpf()) steering_->attach(any);
