@@ -4,11 +4,13 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <boost/program_options/parsers.hpp>
 #include <boost/program_options/positional_options.hpp>
 #include <cerrno>
 #include <cstring>
 #include <iostream>
+#include <string_view>
 
 #include "ipc/syscall.hpp"
 #include "ipc/usage.hpp"
@@ -54,6 +56,14 @@ std::optional<CommandLine> parse_command_line(int argc, char** argv, std::string
               values);
   } catch (const po::too_many_positional_options_error&) {
     throw UsageError("arguments without an option name are not allowed");
+  } catch (const po::error_with_option_name& error) {
+    // Boost replaces %NAME% in its text for as long as there is one: for ever, when an argument has brought it.
+    const bool placeholder = std::any_of(argv, argv + argc, [](const std::string_view argument) {
+      return std::count(argument.begin(), argument.end(), '%') > 1;
+    });
+    if (!placeholder) throw UsageError(error.what());
+    throw UsageError(fmt::format("option '{}' is unknown, ambiguous, repeated or without a value",
+                                 error.get_option_name()));
   } catch (const po::error& error) {
     throw UsageError(error.what());
   }
