@@ -139,11 +139,22 @@ def open_files(pid: int) -> list[str]:
     return sorted(found)
 
 
+def tcp_rows(server: support.Address) -> tuple[str, list[list[str]]]:
+    """A server's address as /proc/net/tcp has it, and all the rows of this network namespace."""
+    address = f"{int.from_bytes(socket.inet_aton(server[0]), sys.byteorder):08X}:{server[1]:04X}"
+    return address, [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+
+
 def client_ends(server: support.Address) -> list[str]:
-    """The ends, in this network namespace, that clients of a server have not closed yet."""
-    remote = f"{int.from_bytes(socket.inet_aton(server[0]), sys.byteorder):08X}:{server[1]:04X}"
-    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines())
+    """The ends that clients of a server have not closed yet."""
+    remote, rows = tcp_rows(server)
     return [row[1] for row in rows if row[2] == remote and row[3] in ("01", "08")]  # established, CLOSE_WAIT
+
+
+def unread_at(server: support.Address) -> int:
+    """How many of a server's connections have bytes that it has not read."""
+    local, rows = tcp_rows(server)
+    return sum(row[1] == local and row[3] == "01" and not row[4].endswith(":00000000") for row in rows)
 
 
 def wait_for_open_files(pid: int, before: list[str], what: str) -> None:

@@ -96,16 +96,17 @@ class Steering(unittest.TestCase):
                 active = of_each(server, "active")
                 self.assertEqual(sum(active), 40)
                 self.assertLessEqual(abs(active[0] - active[1]), 2)  # a load may be read before it is corrected
-                # Now one worker holds 20, and the other's successor nothing.
+                # Now one worker holds its half, and the other's successor nothing.
+                half = active[0]
                 wait_for_successor(server, 1, kill(server, 1))
-                self.assertEqual(of_each(server, "active"), [20, 0])
-                with connections(server.address, 20) as later:
+                self.assertEqual(of_each(server, "active"), [half, 0])
+                with connections(server.address, half) as later:
                     for sock in later:
                         echo(sock)
                     active = of_each(server, "active")
-                    self.assertEqual(sum(active), 40)
+                    self.assertEqual(sum(active), 2 * half)
                     self.assertLessEqual(abs(active[0] - active[1]), 2)  # a load may be read before it is corrected
-                wait_for_active(server, [20, 0])
+                wait_for_active(server, [half, 0])
                 with connections(server.address, 30) as again:  # and after what it had has ended
                     for sock in again:
                         echo(sock)

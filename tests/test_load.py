@@ -20,6 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from fault_support import unread_at  # noqa: E402
 from process_support import (  # noqa: E402
     BOUND_S,
     CLIENT,
@@ -368,6 +369,7 @@ class Processes(unittest.TestCase):
             client = stack.enter_context(Program([*command, "--connections", "6", "--duration", "600"]))
             wait_until(lambda: server.report()["totals"]["echoes"] > 100, "it runs")
             stop_process(server.pid)  # what is in flight now does not end
+            wait_until(lambda: unread_at(server.address) == 6, "all requests are in flight")
             client.signal(signal.SIGINT)
             self.assertFalse(client.has_ended(0.2))
             client.signal(signal.SIGINT)
