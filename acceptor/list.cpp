@@ -7,6 +7,7 @@
 
 #include "acceptor/dispatch_policy.hpp"
 #include "acceptor/server_run.hpp"
+#include "ipc/command_line.hpp"
 #include "ipc/registry.hpp"
 
 namespace c10k {
@@ -119,7 +120,7 @@ void print_list(bool json) {
                                {"methods", method_rows()},
                                {"policies", policy_rows()}};
   if (json) {
-    fmt::print("{}\n", list.dump(2));
+    fmt::print("{}", json_text(list, 2));
     return;
   }
   print_rows("Strategies (--strategy)", list["strategies"]);

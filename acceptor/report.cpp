@@ -286,7 +286,7 @@ ReportFile::ReportFile(std::string path) : path_(std::move(path)) {
 }
 
 void ReportFile::write(const ServerReport& report) const {
-  const std::string text = report.to_json().dump(2) + '\n';
+  const std::string text = json_text(report.to_json(), 2);
   std::fflush(stdout);
   if (path_ != "-") {
     // A device such as /dev/null cannot be cut, and need not be.

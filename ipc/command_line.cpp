@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstring>
 #include <iostream>
+#include <nlohmann/json.hpp>
 #include <string_view>
 
 #include "ipc/syscall.hpp"
@@ -98,6 +99,10 @@ void write_all(int fd, std::string_view text, std::string_view what) {
         checked([&] { return ::write(fd, text.data(), text.size()); }, "write {}", what);
     text.remove_prefix(static_cast<std::size_t>(size));
   }
+}
+
+std::string json_text(const nlohmann::json& value, int indent) {
+  return value.dump(indent, ' ', false, nlohmann::json::error_handler_t::replace) + '\n';
 }
 
 int run_program(int argc, char** argv, const std::function<int()>& body) {

@@ -5,6 +5,7 @@
 #include <boost/program_options/variables_map.hpp>
 #include <cstdint>
 #include <functional>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -45,6 +46,10 @@ class CommandLine {
 
 /// Writes all of `text`. Throws SystemError, naming `what`.
 void write_all(int fd, std::string_view text, std::string_view what);
+
+/// A result as text with an end of line, indented by so many spaces (-1: all in one line). A path need not
+/// be UTF-8, as JSON must be: what is not stands as U+FFFD, instead of costing the whole result.
+[[nodiscard]] std::string json_text(const nlohmann::json& value, int indent = -1);
 
 /// Runs a program: returns what `body` returned, 2 after a UsageError and 1 after any other
 /// exception, either printed to stderr as "program: message". SIGPIPE is ignored.

@@ -337,6 +337,15 @@ class Names(unittest.TestCase):
             self.assertEqual(code, 2)
             self.assertIn("is no socket", err)
 
+    def test_a_path_need_not_be_utf8(self) -> None:
+        """And costs no report, which must be."""
+        with place() as where:
+            control = os.fsdecode(os.fsencode(where.control) + b"-\xff")
+            with Server("--control", control) as server:
+                self.assertEqual(os.listdir(os.fsencode(where.path)), [b"control-\xff"])
+                report = server.finish().report
+            self.assertEqual(report["options"]["control"], where.control + "-\ufffd")
+
     def test_a_folder_that_others_can_write_to(self) -> None:
         with place() as where:
             os.chmod(where.path, 0o777)

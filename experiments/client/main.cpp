@@ -33,7 +33,7 @@ int run_client(int argc, char** argv) {
   conduct(run, engine);
   const Report report(run);
 
-  if (json) write_all(json.get(), report.to_json().dump() + '\n', options->json);
+  if (json) write_all(json.get(), json_text(report.to_json()), options->json);
   if (hdr) write_all(hdr.get(), hdr_text(report.latency()), options->hdr);
   const bool stdout_taken = options->json == "-" || options->hdr == "-";
   if (!stdout_taken && run.state().end != End::unreachable) {

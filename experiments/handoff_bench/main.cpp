@@ -50,7 +50,7 @@ int run(int argc, char** argv) {
   });
   if (progress) fmt::print(stderr, "\r{:30}\r", "");
 
-  if (json) write_all(json.get(), to_json(*options, results, host).dump() + '\n', options->json);
+  if (json) write_all(json.get(), json_text(to_json(*options, results, host)), options->json);
   if (options->json != "-") write_all(STDOUT_FILENO, to_table(*options, results, host), "stdout");
   if (options->check) judge(results, *options);
   return 0;

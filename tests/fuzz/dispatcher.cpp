@@ -5,6 +5,7 @@
 #include "acceptor/dispatcher.hpp"
 
 #include "acceptor/report.hpp"
+#include "ipc/command_line.hpp"
 #include "tests/fuzz/fuzz.hpp"
 
 namespace {
@@ -193,7 +194,7 @@ class Scene {
       totals.add(usage_, worker->counters().at_ready);
       report.processes.push_back(totals);
     }
-    (void)report.to_json().dump();
+    (void)json_text(report.to_json());
   }
 
   const PolicyEntry& policy_;

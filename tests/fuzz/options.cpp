@@ -12,6 +12,7 @@
 #include <sstream>
 
 #include "acceptor/server_options.hpp"
+#include "ipc/command_line.hpp"
 #include "ipc/registry.hpp"
 #include "ipc/usage.hpp"
 #include "tests/fuzz/fuzz.hpp"
@@ -59,7 +60,7 @@ void read(std::uint8_t what, const std::string& text) {
       Arguments arguments(text);
       const auto options = parse_server_options(arguments.count(), arguments.values());
       expect(options.has_value(), "options, as neither --help nor --version was asked for");
-      if (!options->list) (void)options->to_json().dump();
+      if (!options->list) (void)json_text(options->to_json());
       return;
     }
     case 1: {
@@ -68,7 +69,7 @@ void read(std::uint8_t what, const std::string& text) {
       expect(options.has_value(), "options, as neither --help nor --version was asked for");
       expect(options->connections >= options->processes && options->processes != 0,
              "a connection a process");
-      (void)options->to_json().dump();
+      (void)json_text(options->to_json());
       return;
     }
     case 2: {
