@@ -122,8 +122,9 @@ void TakeOver::receive_connections() {
   if (!hooks_.adopt && result.received + result.refused != 0)
     throw std::runtime_error("the old server hands connections on that nobody asked for");
   for (std::size_t i = 0; i < result.received; ++i) {
-    if (!is_tcp_socket(arrived[i].fd.get()))
-      throw std::runtime_error("the old server sent a descriptor that is no TCP socket");
+    const int fd = arrived[i].fd.get();
+    if (!is_tcp_socket(fd) || socket_option(fd, SO_ACCEPTCONN) != 0)
+      throw std::runtime_error("the old server sent a descriptor that is no TCP connection");
   }
   // The word goes first, because until it is said the other side keeps its copies for the case that this
   // process dies. When that side has ended itself it needs no word.
