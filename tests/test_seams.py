@@ -37,7 +37,7 @@ from process_support import (  # noqa: E402
     wait_until,
     workers_of,
 )
-from upgrade_support import HELLO, LONG, MESSAGE, REFUSAL, begin_load, end_load, place, said  # noqa: E402
+from upgrade_support import HELLO, LONG, MESSAGE, REFUSAL, Place, begin_load, end_load, place, said  # noqa: E402
 
 NO_DEADLINE = ("--worker-deadline", "0")
 
@@ -182,12 +182,17 @@ class Shortage(unittest.TestCase):
 
     POOL = ("--strategy", "pool", "--workers", "2", *LONG)
 
-    def test_of_the_old_one_makes_the_successor_wait(self) -> None:
-        with place() as where, Server(*self.POOL, *where.here) as old, connections(old.address, 4) as held:
+    @contextlib.contextmanager
+    def old_one_with_four(self, where: Place) -> Iterator[tuple[Server, list[socket.socket], list[str]]]:
+        """It, its connections, and what it has open."""
+        with Server(*self.POOL, *where.here) as old, connections(old.address, 4) as held:
             for sock in held:
                 echo(sock)
             wait_until(lambda: all_active(old, 4), "the workers have them")
-            before = faults.open_files(old.pid)
+            yield old, held, faults.open_files(old.pid)
+
+    def test_of_the_old_one_makes_the_successor_wait(self) -> None:
+        with place() as where, self.old_one_with_four(where) as (old, held, before):
             with numbers_left(old.pid, 0), upgrades.Predecessor(where.control) as successor:
                 successor.say(HELLO)
                 said(old, "--control: accept4: Too many open files;")
@@ -228,11 +233,7 @@ class Shortage(unittest.TestCase):
             server.finish()
 
     def test_of_the_new_one_is_its_end(self) -> None:
-        with place() as where, Server(*self.POOL, *where.here) as old, connections(old.address, 4) as held:
-            for sock in held:
-                echo(sock)
-            wait_until(lambda: all_active(old, 4), "the workers have them")
-            before = faults.open_files(old.pid)
+        with place() as where, self.old_one_with_four(where) as (old, held, before):
             failures = 0
             for left in range(2, 64):
                 with Program([*LEAVE, str(left), SERVER, "--listen", old.target, *self.POOL, *where.take]) as new:
