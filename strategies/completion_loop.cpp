@@ -4,12 +4,14 @@
 #include "strategies/completion_loop.hpp"
 
 #include <poll.h>
+#include <signal.h>
 #include <sys/socket.h>
 
 #include <algorithm>
 #include <array>
 #include <cassert>
 
+#include "ipc/process.hpp"
 #include "ipc/socket.hpp"
 #include "ipc/syscall.hpp"
 #include "strategies/provided_buffers.hpp"
@@ -191,7 +193,10 @@ void CompletionLoop::dispatch(std::uint64_t key, int result, unsigned flags) {
   completer->on_completion(static_cast<unsigned>(key & operation_mask), result, flags);
 }
 
-Support probe_completion_loop() {
+namespace {
+
+/// A multishot receive into a provided buffer, as a server does it.
+Support try_a_receive() {
   class Trial : public Completer {
    public:
     void on_completion(unsigned, int result, unsigned flags) override {
@@ -222,6 +227,39 @@ Support probe_completion_loop() {
     return {};
   } catch (const SystemError& error) {
     return {false, fmt::format("{}; {}", error.what(), uring_remedy(error.code().value(), "6.1"))};
+  }
+}
+
+}  // namespace
+
+/// In a child: the kernel takes a ring down some milliseconds after its close, by task_work in the process
+/// that made it, which has a signal pending for that moment. A receive of that process which then stops at
+/// the mark of urgent data ends with EAGAIN, and nothing wakes it for what is behind the mark.
+Support probe_completion_loop() {
+  try {
+    auto [reason, childs_end] = unix_pair(SOCK_SEQPACKET);
+    const int end = childs_end.get();
+    ChildProcess child = ChildProcess::fork(
+        [end] {
+          const Support support = try_a_receive();
+          if (support.available) return 0;
+          checked(
+              [&] {
+                return ::send(end, support.reason.data(), support.reason.size(), MSG_NOSIGNAL);
+              },
+              "send");
+          return 1;
+        },
+        {&end, 1}, SIGKILL);
+    const ChildExit exit = child.wait();
+    if (exit.clean()) return {};
+    std::string text(512, '\0');
+    const ssize_t got = ::recv(reason.get(), text.data(), text.size(), MSG_DONTWAIT);
+    if (got <= 0) return {false, "io_uring: a try ended with " + exit.text()};
+    text.resize(static_cast<std::size_t>(got));
+    return {false, text};
+  } catch (const SystemError& error) {
+    return {false, error.what()};
   }
 }
 
