@@ -124,6 +124,8 @@ void Supervisor::look_after_workers() {
 
 void Supervisor::look_after(Slot& slot, bool one_is_stopped) {
   const WorkerProcess& worker = *slot.worker;
+  // Its state first: one that has worked meanwhile and sleeps again has progressed by the next line.
+  const char state = slot.looks_in_debt == 0 ? '?' : state_of(worker.child.pid());
   const std::uint64_t progress = worker.counters().turns.get() + worker.counters().echoes.get();
   if (progress != slot.progress) {
     slot.progress = progress;
@@ -134,7 +136,6 @@ void Supervisor::look_after(Slot& slot, bool one_is_stopped) {
     if (!hooks_.may_have_work(worker)) return;
     tell(slot, control::poke);
   }
-  const char state = state_of(worker.child.pid());
   // It may wait for the one that is stopped: the sharer of a queue serves one worker at a time.
   if (slot.looks_in_debt != 0 && one_is_stopped && !is_stopped(state)) return;
   const int patience = looks_per_deadline * (state == 'R' || state == 'D' ? running_patience : 1);
