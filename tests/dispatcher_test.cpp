@@ -426,19 +426,24 @@ TEST(StreamProgress, IsThatOfOneMoment) {
   const int on = 1;
   ::setsockopt(pair.client.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
   std::atomic<bool> done = false;
+  std::atomic<int> looks = 0;
   std::thread client([&] {
-    for (int i = 0; i < 20'000; ++i) send_text(pair.client.get(), "x");
+    for (int i = 0; i < 20'000; ++i) {
+      // Not all of it while the other thread stands still: a hundred for each look that has begun.
+      if (i % 100 == 0) looks.wait(i / 100);
+      send_text(pair.client.get(), "x");
+    }
     done = true;
   });
   std::uint64_t wrong = 0;
-  std::uint64_t looks = 0;
   while (!done) {
     ++looks;
+    looks.notify_one();
     const StreamProgress progress = stream_progress(pair.accepted.get());
     wrong += progress.read != 0 || progress.written != 0 || !progress.open_for_writing ? 1 : 0;
   }
   client.join();
-  EXPECT_GT(looks, 100U);
+  EXPECT_GT(looks.load(), 100);
   EXPECT_EQ(wrong, 0U) << "nobody has read a byte";
 }
 

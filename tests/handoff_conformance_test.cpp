@@ -306,7 +306,7 @@ TEST_P(HandoffSinks, WorkerKilledAtAnyMomentDoesNotHangTheSink) {
         (void)worker.wait_attending(worker.sink().writable_fd(), 1, POLLOUT);
     }
     ASSERT_EQ(state, Channel::closed) << "round " << round;
-    ASSERT_LT(longest, std::chrono::seconds(1)) << "round " << round;
+    ASSERT_LT(longest, std::chrono::seconds(5)) << "round " << round;
   }
 }
 

@@ -86,9 +86,8 @@ if option("--target").endswith(":2"):
     fifo.write(b"1")
     signal.pause()
 if (here / "hang").exists():
-    server = [pid for pid in os.listdir("/proc") if pid.isdigit() and pid != str(os.getpid())
-              and str(here / "c10k-server").encode() in pathlib.Path("/proc", pid, "cmdline").read_bytes()
-              and str(os.getppid()).encode() == pathlib.Path("/proc", pid, "stat").read_bytes().split()[3]]
+    children = pathlib.Path(f"/proc/{os.getppid()}/task/{os.getppid()}/children").read_text().split()
+    server = [pid for pid in children if pid != str(os.getpid())]
     (here / "hang").write_text(f"{server[0]} {os.getpid()}\\n")
     signal.pause()
 held = int(option("--connections"))

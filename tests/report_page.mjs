@@ -5,7 +5,7 @@ import {pathToFileURL} from "node:url";
 
 const [folder, browserPath, ...files] = process.argv.slice(2);
 const {chromium} = createRequire(`${folder}/package.json`)("playwright-core");
-const BOUND_MS = 15000;
+const BOUND_MS = 60000;
 
 // What filters leave: rows of tables, points of charts, and both for each chart.
 function seen() {
@@ -119,11 +119,13 @@ async function look(browser, file) {
     found.closedInPrint = await page.evaluate(() => window.closedInPrint);
     found.wide = await labels(page);
     await page.setViewportSize({width: 400, height: 800});
+    await page.waitForFunction(() => innerWidth === 400);
     await settled(page);
     found.narrowed = await labels(page);
     found.phone = await onPhone(browser, url);
   } else {
     await page.setViewportSize({width: 400, height: 800});
+    await page.waitForFunction(() => innerWidth === 400);
   }
   found.overflow = await overflow(page);
   await context.close();

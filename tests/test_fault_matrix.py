@@ -57,14 +57,14 @@ class Kinds(unittest.TestCase):
         folder = tempfile.TemporaryDirectory(prefix="c10k-test-")
         cls.addClassCleanup(folder.cleanup)
         file, run = Path(folder.name) / "faults.toml", Path(folder.name) / "run"
-        loads = (("kill", "crr", 0.3, 1.6, 16, ("scm-seqpacket", "inherited-listener")),
+        loads = (("kill", "crr", 0.3, 2.4, 16, ("scm-seqpacket", "inherited-listener")),
                  ("kill", "rr", 0.2, 1.2, 16, ("scm-seqpacket", "* retain")),
                  # While a worker stands still, its share of the attempts does as well.
                  ("stop", "crr", 0.1, 2.0, 1000, ("scm-seqpacket",)),
-                 ("pause", "rr", 0.1, 1.2, 16, ("scm-seqpacket",)),
+                 ("pause", "rr", 0.1, 2.0, 16, ("scm-seqpacket",)),
                  ("acceptor", "rr", 0.6, 2.4, 16, ("scm-seqpacket",)),
-                 ("upgrade", "crr", 0.2, 1.8, 16, ("scm-seqpacket", "inherited-listener")),
-                 ("upgrade", "rr", 0.2, 1.8, 16, ("scm-seqpacket, retain",)))
+                 ("upgrade", "crr", 0.2, 3.0, 16, ("scm-seqpacket", "inherited-listener")),
+                 ("upgrade", "rr", 0.2, 3.0, 16, ("scm-seqpacket, retain",)))
         file.write_text(LIST + "".join(
             FAULT.format(fault=fault, kind=kind, every_s=every_s, duration=duration, connections=connections,
                          ways=", ".join(f'"{way}"' for way in ways))
@@ -192,7 +192,7 @@ class Injecting(Case):
             self.injector(self.shell("echo listening :1; exec sleep 600"), "1")
 
     def test_a_successor_whose_start_is_interrupted_is_ended(self) -> None:
-        serving = self.shell("echo $$ >>pids; test -e first || echo listening :1; : >first; exec sleep 600")
+        serving = self.shell("echo $$ >>pids; test -e first || { : >first; echo listening :1; }; exec sleep 600")
         serving._argv += ["--listen", ":0"]
         pids = self.folder / "pids"
 

@@ -19,6 +19,7 @@ import re
 import resource
 import signal
 import sys
+import time
 import unittest
 from pathlib import Path
 
@@ -137,6 +138,7 @@ class KilledUnderLoad(unittest.TestCase):
                 + ["--connections", "8", "--duration", "600", "--timeout", str(HANG_S)]
             ) as client:
                 wait_until(lambda: "phase crr" in client.err_text(), "the load begins")
+                wait_until(lambda: support.totals_of(server)["echoes"] > 16, "it flows")
                 for _ in range(rounds):
                     self.assertFalse(client.has_ended(moments.uniform(0, 0.05)), client.err_text())
                     slot = moments.randrange(2)
@@ -215,7 +217,8 @@ class StoppedWorker(unittest.TestCase):
         self.assertEqual(report["books"]["served"], 8)
 
     def test_one_that_works_longer_than_the_deadline_is_not_stuck(self) -> None:
-        options = ("--strategy", "pool", "--workers", "1", "--service-time", "fixed:400000", *self.DEADLINE)
+        options = ("--strategy", "pool", "--workers", "1", "--service-time", "fixed:1000000")
+        options += ("--worker-deadline", "0.4")  # it has 8 s for a second of CPU, and 0.8 if it counted as asleep
         with Server(*options) as server, connections(server.address, 1) as socks:
             echo(socks[0])
             close_all(socks)
@@ -224,14 +227,21 @@ class StoppedWorker(unittest.TestCase):
 
     def test_the_default_deadline_is_below_a_second(self) -> None:
         """The promise is an echo or an end within 1 s: 0.4 s without progress, in looks 0.2 s apart, make at most 0.8.
-        The bound is half a second longer, for a machine that is busy."""
-        with Server("--strategy", "pool", "--workers", "1") as server:
-            os.kill(server.worker_pid(0), signal.SIGSTOP)
-            with connections(server.address, 4) as socks:
-                greet(socks)
-                echoed, _ = outcomes(socks, HANG_S + 0.5)
-                self.assertEqual(len(echoed), 4)
-            self.assertEqual(server.finish().report["stuck_workers"], 1)
+        The machine may be busy for one of three tries, not for all."""
+
+        def took() -> float:
+            with Server("--strategy", "pool", "--workers", "1") as server:
+                os.kill(server.worker_pid(0), signal.SIGSTOP)
+                with connections(server.address, 4) as socks:
+                    began = time.monotonic()
+                    greet(socks)
+                    echoed, _ = outcomes(socks, support.BOUND_S)
+                    seconds = time.monotonic() - began
+                    self.assertEqual(len(echoed), 4)
+                self.assertEqual(server.finish().report["stuck_workers"], 1)
+            return seconds
+
+        self.assertTrue(any(took() < scaled(1, 5) for _ in range(3)))
 
 
 def accepting_shapes() -> list[Shape]:
@@ -263,10 +273,15 @@ class AcceptErrors(unittest.TestCase):
             greet(socks)
             echoed, closed = outcomes(socks)
             self.assertEqual(len(echoed), 6 - closed)
-        after = server.report()
         times = sum(tracer.text().count(f"= -1 {name} ") for tracer in tracers)
         self.assertGreaterEqual(times, 1, "nobody was told so")
-        self.assertEqual(after["totals"]["errors"][name] - before["totals"]["errors"].get(name, 0), times)
+
+        def errors() -> int:
+            return support.totals_of(server)["errors"].get(name, 0) - before["totals"]["errors"].get(name, 0)
+
+        wait_until(lambda: errors() >= times, "what they were told is counted")
+        self.assertEqual(errors(), times)
+        after = server.report()
         # At its limit it closes one for it, or leaves it to another one.
         self.assertEqual(after["books"]["shed"] - before["books"]["shed"], closed)
         self.assertLessEqual(closed, times if name in self.SHED else 0)

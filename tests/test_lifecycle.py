@@ -92,6 +92,11 @@ class Drain(unittest.TestCase):
                     echo(sock)
                 server.signal(number)
                 wait_until(lambda: refuses(server.address), "connects are refused")
+                # The last that asked may not have ended in there yet.
+                wait_until(
+                    lambda: (books := server.report()["books"])["active"] == 4 and books["in_hand_off"] == 0,
+                    "they alone are left",
+                )
                 report = server.finish(number).report
                 self.assertEqual(report["totals"]["closed_draining"], 4)
                 for sock in socks:
@@ -351,7 +356,7 @@ class Descriptors(unittest.TestCase):
             began = time.monotonic()
             served, hanging = [], 0
             for sock in socks:
-                if not support.readable(sock, max(0.0, began + 10 - time.monotonic())):
+                if not support.readable(sock, max(0.0, began + BOUND_S - time.monotonic())):
                     hanging += 1
                     continue
                 with contextlib.suppress(ConnectionResetError):
@@ -360,7 +365,7 @@ class Descriptors(unittest.TestCase):
                     if got:
                         served.append(sock)
             took = time.monotonic() - began
-            self.assertEqual(hanging, 0, f"clients without an echo or an end after 10 s; {len(served)} are served")
+            self.assertEqual(hanging, 0, f"clients without an echo or an end; {len(served)} are served")
             # Now nothing happens, so it must cost nothing.
             ticks = sum(map(support.cpu_ticks, server.group()))
             self.assertFalse(server.has_ended(0.5))
@@ -379,7 +384,7 @@ class Descriptors(unittest.TestCase):
             wait_until(well_again, "ten connections are served again")
             shed_later = server.report()["books"]["shed"] - at_limit["books"]["shed"]
             report = server.finish().report
-        self.assertLess(took, 5, "seconds until the last client knew")
+        self.assertLess(took, 10, "seconds until the last client knew")
         if shape.strategy == "fork":  # each child has one connection, and the acceptor none
             self.assertEqual(len(served), count)
             return

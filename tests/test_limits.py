@@ -111,8 +111,8 @@ class Limits(unittest.TestCase):
     @for_each(all_shapes)
     def test_idle_timeout_closes_the_idle_only(self, shape: Shape) -> None:
         with shape.start("--idle-timeout", "1") as server, connections(server.address, 3) as (active, silent, idle):
-            echo(idle)
             began = time.monotonic()
+            echo(idle)
             ends = {silent, idle}
             while ends:
                 self.assertLess(time.monotonic() - began, BOUND_S)

@@ -101,7 +101,7 @@ class OpenLoop(unittest.TestCase):
             for engine in allowed("engine"):
                 server = stack.enter_context(Server("--strategy", "epoll"))
                 command = [CLIENT, "--target", server.target, "--engine", engine, "--workload", "rr", "--json", "-"]
-                # Of 4,000 requests two are under way when the server stops: less than one in a thousand.
+                # Of 4,000 requests two are under way when the server stops, and two hundred are due.
                 command += ["--connections", "2", "--rate", "1000", "--duration", "4"]
                 runs.append((engine, server, stack.enter_context(Program(command))))
             for _, server, _ in runs:
@@ -116,10 +116,10 @@ class OpenLoop(unittest.TestCase):
                     result = json.loads(out)
                     check_sums(self, result)
                     self.assertGreater(result["latency"]["p99_9_us"], 150_000)
-                    self.assertLess(result["service_time"]["p99_9_us"], 100_000)
+                    self.assertLess(result["service_time"]["p99_us"], 100_000)
                     # It shows in one second of the series, too.
                     slow = [row for row in result["series"]["intervals"] if row["max_us"] > 150_000]
-                    self.assertIn(len(slow), (1, 2))
+                    self.assertIn(len(slow), (1, 2, 3))
 
     def test_starts_are_evenly_spaced(self) -> None:
         for engine in allowed("engine"):
@@ -246,7 +246,7 @@ class Phases(unittest.TestCase):
             with self.subTest(engine=engine):
                 result = self.run_it(
                     *("--engine", engine, "--workload", "crr", "--connections", "4"),
-                    *("--warmup", "0.2", "--duration", "0.3"),
+                    *("--warmup", "1", "--duration", "0.3"),
                 )
                 warmup, measured = result["phases"]
                 self.assertEqual((warmup["name"], warmup["measured"]), ("warmup", False))
@@ -369,8 +369,16 @@ class Processes(unittest.TestCase):
             client = stack.enter_context(Program([*command, "--connections", "6", "--duration", "600"]))
             wait_until(lambda: server.report()["totals"]["echoes"] > 100, "it runs")
             stop_process(server.pid)  # what is in flight now does not end
-            wait_until(lambda: unread_at(server.address) == 6, "all requests are in flight")
+            # One may have been read and not answered when it stopped.
+            wait_until(lambda: unread_at(server.address) >= 5, "requests are in flight")
             client.signal(signal.SIGINT)
+            status = Path(f"/proc/{client.pid}/status")
+
+            def pending() -> int:
+                (mask,) = re.findall(r"^ShdPnd:\s+(\w+)$", status.read_text(), re.M)
+                return int(mask, 16) & 1 << (signal.SIGINT - 1)
+
+            wait_until(lambda: not pending(), "it has taken the first")
             self.assertFalse(client.has_ended(0.2))
             client.signal(signal.SIGINT)
             code, out, _ = client.wait(5)
@@ -422,9 +430,9 @@ class Percentiles(unittest.TestCase):
             steps = [result[name][f"p{step}_us"] for step in ("50", "90", "99", "99_9", "99_99")]
             self.assertEqual(steps, sorted(steps))
             self.assertLessEqual(steps[-1], result[name]["max_us"])
-        whole, connect, first, echo = (result[name]["p50_us"] for name in names)
-        self.assertEqual(whole, first)
-        self.assertAlmostEqual(whole, connect + echo, delta=0.25 * whole)
+        self.assertEqual(result["latency"]["p50_us"], result["first_echo_latency"]["p50_us"])
+        whole, connect, _, echo = (sum(ns * count for ns, count in result[name]["buckets_ns"]) for name in names)
+        self.assertAlmostEqual(whole, connect + echo, delta=0.02 * whole)
 
 
 class Usage(unittest.TestCase):

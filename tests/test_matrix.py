@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from matrix_support import BOUND_S, ROOT, Case  # noqa: E402
-from matrix import rows, stats, store, table  # noqa: E402
+from matrix import stats, store, table  # noqa: E402
 
 class Statistics(unittest.TestCase):
     def test_ratios_pair_within_a_repetition(self) -> None:

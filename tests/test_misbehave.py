@@ -78,7 +78,7 @@ class Others(unittest.TestCase):
             seconds = result["series"]["intervals"][:-1]
             self.assertGreaterEqual(len(seconds), 1)
             for second in seconds:
-                self.assertGreater(second["echoed"], 100, seconds)
+                self.assertGreater(second["echoed"], 20, seconds)  # relay on a busy machine has 150
             report = server.finish().report
         self.assertEqual(report["worker_deaths"], 0)
         self.assertEqual(report["totals"]["closed_idle"], 8)
@@ -171,8 +171,9 @@ class Ends(unittest.TestCase):
                 if (name, outcome) == ("half-close", "timeout"):  # to this server an end is the end
                     outcome = "eof"
                 with self.subTest(name=name, behave=behave.__name__), test_client.BadServer(behave) as server:
+                    timeout = "0.5" if outcome == "timeout" else str(BOUND_S)
                     code, result, err = misbehave(
-                        server.target, name, "--connections", "2", "--requests", "4", "--timeout", "0.5"
+                        server.target, name, "--connections", "2", "--requests", "4", "--timeout", timeout
                     )
                     self.assertEqual((code, err.count("\n")), (1, 1), err)
                     self.assertIn(outcome, err)

@@ -421,11 +421,11 @@ class Retained(unittest.TestCase):
     @for_each(retaining_shapes)
     def test_one_that_has_spoken_is_not_silent_for_the_successor(self, shape: Shape) -> None:
         with place() as where:
-            options = (*LONG, "--retain", "--first-byte-timeout", "0.3", *where.here)
+            options = (*LONG, "--retain", *where.here)
             with shape.start(*options) as old, connections(old.address, 4) as held:
                 for sock in held:
                     echo(sock)
-                with shape.start(*options, *where.take) as new:
+                with shape.start(*options, *where.take, "--first-byte-timeout", "0.3") as new:
                     self.assertEqual(old.finish(0).report["books"]["handed_on"], 4)
                     self.assertFalse(new.has_ended(0.5))  # not a wait for something: the deadline passes
                     for sock in held:
@@ -474,6 +474,10 @@ class Retained(unittest.TestCase):
                     pid = newest(server)
                     for sock in held:
                         echo(sock)
+                    # Its report comes after it has seen the old one's end, and closed what led there.
+                    reported = where.path / f"{pid}.json"
+                    os.kill(pid, signal.SIGUSR1)
+                    wait_until(lambda reported=reported: reported.exists() and reported.stat().st_size, "it reports")
                     counts.append(sorted(map(support.descriptors_of, server.group())))
                 self.assertEqual(counts, [counts[0]] * 4)
             end(server, where, pid)
