@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstring>
 
@@ -12,8 +13,13 @@
 namespace c10k {
 namespace {
 
-/// More than can be between two sockets at once: a channel of 200 kB holds about 280 a worker.
+/// More than can be between two sockets at once: a channel of 200 kB holds about 280 a worker. And more
+/// than are rebuilt in the time for which that counts.
 constexpr std::uint32_t most_tuples = 16'384;
+
+/// A segment is held up between its look-up and the filter for microseconds, or on a virtual machine for
+/// as long as its processor is away. Less than the 200 ms after which what was dropped is sent again.
+constexpr std::chrono::milliseconds stays_recent{100};
 
 // ---- the filter; bpf-helpers(7) has the helpers ----
 
@@ -50,6 +56,10 @@ constexpr bpf_insn call(int helper) {
 constexpr bpf_insn jump(int comparison, std::uint8_t reg, int value, int instructions) {
   return instruction(BPF_JMP | comparison, reg, 0, instructions, value);
 }
+constexpr bpf_insn jump_reg(int comparison, std::uint8_t left, std::uint8_t right,
+                            int instructions) {
+  return instruction(BPF_JMP | comparison | BPF_X, left, right, instructions, 0);
+}
 constexpr bpf_insn load(int size, std::uint8_t to, std::uint8_t from, int offset) {
   return instruction(BPF_LDX | BPF_MEM | size, to, from, offset, 0);
 }
@@ -82,7 +92,38 @@ constexpr std::array<bpf_insn, 7> load_ip(int offset, int to, int size) {
           call(BPF_FUNC_skb_load_bytes_relative)};
 }
 
-std::vector<bpf_insn> filter(int map) {
+/// Looks up the tuple; r0 is where its value is, or 0. The map's number takes two instructions.
+constexpr std::array<bpf_insn, 5> look_up(int map) {
+  return {instruction(BPF_LD | BPF_DW | BPF_IMM, r1, BPF_PSEUDO_MAP_FD, 0, map),
+          instruction(0, 0, 0, 0, 0), move(r2, fp), add(r2, tuple_at),
+          call(BPF_FUNC_map_lookup_elem)};
+}
+
+/// For what is not in the set; ends with an answer.
+std::vector<bpf_insn> filter_recent(int recent) {
+  std::vector<bpf_insn> code;
+  const auto append = [&](const auto& group) {
+    code.insert(code.end(), std::begin(group), std::end(group));
+  };
+  append(look_up(recent));
+  append(std::array{jump(BPF_JNE | BPF_K, r0, 0, 2)});
+  append(leave_with(keep_all));
+  // A SYN makes the entry void: the third segment of the handshake and the data behind it go by the
+  // listener's filter as well, and by that which the new socket inherits.
+  append(std::array{move(r7, r0), move(r1, r6), set(r2, 13), move(r3, fp), add(r3, first_byte),
+                    set(r4, 1), call(BPF_FUNC_skb_load_bytes), load(BPF_B, r8, fp, first_byte),
+                    instruction(BPF_ALU64 | BPF_AND | BPF_K, r8, 0, 0, 0x02),
+                    jump(BPF_JEQ | BPF_K, r8, 0, 3),
+                    instruction(BPF_ST | BPF_MEM | BPF_DW, r7, 0, 0, 0)});
+  append(leave_with(keep_all));
+  append(std::array{call(BPF_FUNC_ktime_get_ns), load(BPF_DW, r1, r7, 0),
+                    jump_reg(BPF_JLT, r0, r1, 2)});
+  append(leave_with(keep_all));
+  append(leave_with(drop));
+  return code;
+}
+
+std::vector<bpf_insn> filter(int gap, int recent) {
   std::vector<bpf_insn> code;
   const auto append = [&](const auto& group) {
     code.insert(code.end(), std::begin(group), std::end(group));
@@ -108,11 +149,10 @@ std::vector<bpf_insn> filter(int map) {
   // Both ports, from where the filter's own view of a TCP segment begins.
   append(std::array{move(r1, r6), set(r2, 0), move(r3, fp), add(r3, tuple_at + 32), set(r4, 4),
                     call(BPF_FUNC_skb_load_bytes)});
-  // The map's number takes two instructions.
-  append(std::array{instruction(BPF_LD | BPF_DW | BPF_IMM, r1, BPF_PSEUDO_MAP_FD, 0, map),
-                    instruction(0, 0, 0, 0, 0), move(r2, fp), add(r2, tuple_at),
-                    call(BPF_FUNC_map_lookup_elem), jump(BPF_JNE | BPF_K, r0, 0, 2)});
-  append(leave_with(keep_all));
+  append(look_up(gap));
+  const std::vector<bpf_insn> otherwise = filter_recent(recent);
+  append(std::array{jump(BPF_JNE | BPF_K, r0, 0, static_cast<int>(otherwise.size()))});
+  append(otherwise);
   // In the set. The first segment to be dropped is looked at further, by one processor only.
   append(std::array{move(r7, r0), set(r1, 1),
                     instruction(BPF_STX | BPF_ATOMIC | BPF_DW, r7, r1,
@@ -176,9 +216,12 @@ TcpTuple tcp_tuple(const SocketAddress& from, const SocketAddress& to) {
 }
 
 TcpGuard::TcpGuard()
-    : map_(bpf::create_map(BPF_MAP_TYPE_HASH, sizeof(TcpTuple), sizeof(DroppedSegments),
+    : gap_(bpf::create_map(BPF_MAP_TYPE_HASH, sizeof(TcpTuple), sizeof(DroppedSegments),
                            most_tuples)),
-      program_(bpf::load_program(BPF_PROG_TYPE_SOCKET_FILTER, {}, filter(map_.get()))) {}
+      recent_(bpf::create_map(BPF_MAP_TYPE_LRU_HASH, sizeof(TcpTuple), sizeof(std::uint64_t),
+                              most_tuples)),
+      program_(
+          bpf::load_program(BPF_PROG_TYPE_SOCKET_FILTER, {}, filter(gap_.get(), recent_.get()))) {}
 
 void TcpGuard::attach(int socket) const {
   const int program = program_.get();
@@ -206,6 +249,15 @@ DroppedSegments TcpGuard::dropped(const TcpTuple& tuple) const {
   return segments;
 }
 
+void TcpGuard::rebuilt(const TcpTuple& tuple) const {
+  // The kernel's CLOCK_MONOTONIC, as bpf_ktime_get_ns() has it.
+  const std::chrono::nanoseconds until =
+      std::chrono::steady_clock::now().time_since_epoch() + stays_recent;
+  const std::uint64_t value = static_cast<std::uint64_t>(until.count());
+  if (!bpf::on_entry(BPF_MAP_UPDATE_ELEM, recent_.get(), tuple.data(), &value))
+    throw_system_error(errno, "bpf BPF_MAP_UPDATE_ELEM");
+}
+
 std::uint64_t TcpGuard::remove(const TcpTuple& tuple) const {
   DroppedSegments segments;
   if (!on_tuple(BPF_MAP_LOOKUP_AND_DELETE_ELEM, tuple, &segments) && errno != ENOENT)
@@ -214,7 +266,7 @@ std::uint64_t TcpGuard::remove(const TcpTuple& tuple) const {
 }
 
 bool TcpGuard::on_tuple(int command, const TcpTuple& tuple, const DroppedSegments* value) const {
-  return bpf::on_entry(static_cast<bpf_cmd>(command), map_.get(), tuple.data(), value);
+  return bpf::on_entry(static_cast<bpf_cmd>(command), gap_.get(), tuple.data(), value);
 }
 
 }  // namespace c10k

@@ -32,6 +32,12 @@ struct DroppedSegments {
 /// An eBPF socket filter runs before a segment has any effect on its socket (net/ipv4/tcp_ipv4.c,
 /// tcp_v4_rcv), a listener's also before the reset. Copies after a fork share the set.
 ///
+/// But it runs after the socket has been looked up (there: __inet_lookup_skb, then tcp_filter), and an
+/// interrupt may come between the two. A segment that has found the listener stays with it, also when
+/// its connection has been rebuilt meanwhile and has left the set. So a second map has the connections
+/// that were rebuilt a moment ago, and what comes for one of them and is seen by the filter (the rebuilt
+/// socket has none) is dropped too. A SYN passes and ends that: the same address and port begin anew.
+///
 /// Until it is sent again 200 ms pass (the least retransmission timeout), so the filter keeps the first
 /// dropped one if it is plain data in at most 76 bytes with its header: the kernel has verified the
 /// checksum of such a one already, and that of a longer one perhaps not (CHECKSUM_BREAK).
@@ -40,7 +46,8 @@ class TcpGuard {
   /// Throws SystemError when bpf(2) is refused.
   TcpGuard();
   /// The same set and filter as another process's: its descriptors().
-  TcpGuard(OwnedFd map, OwnedFd program) : map_(std::move(map)), program_(std::move(program)) {}
+  TcpGuard(OwnedFd gap, OwnedFd recent, OwnedFd program)
+      : gap_(std::move(gap)), recent_(std::move(recent)), program_(std::move(program)) {}
 
   /// Lets the filter see a socket's segments (instead of whatever filter it has). Sockets that a listener
   /// accepts from now on inherit it.
@@ -51,16 +58,22 @@ class TcpGuard {
   [[nodiscard]] bool insert(const TcpTuple& tuple) const;
   /// What has been dropped since the tuple was inserted.
   [[nodiscard]] DroppedSegments dropped(const TcpTuple& tuple) const;
+  /// For the next 100 ms the listener is to answer nothing but a SYN. Needs no clean-up: what is overdue
+  /// means nothing, and the kernel evicts the oldest.
+  void rebuilt(const TcpTuple& tuple) const;
   /// Lets segments pass again. Returns how many have been dropped.
   std::uint64_t remove(const TcpTuple& tuple) const;
 
   /// For a process that gets this by fork, or from its predecessor.
-  [[nodiscard]] std::vector<int> descriptors() const { return {map_.get(), program_.get()}; }
+  [[nodiscard]] std::vector<int> descriptors() const {
+    return {gap_.get(), recent_.get(), program_.get()};
+  }
 
  private:
   bool on_tuple(int command, const TcpTuple& tuple, const DroppedSegments* value) const;
 
-  OwnedFd map_;
+  OwnedFd gap_;
+  OwnedFd recent_;  ///< The value: until when (CLOCK_MONOTONIC, nanoseconds; 64 bits).
   OwnedFd program_;
 };
 

@@ -5,10 +5,11 @@
 //              options, both queues. The snapshot goes over an unnamed SEQPACKET pair; queues above
 //              16 KiB go beside it in a memfd. In between the connection is in no socket, so a segment of
 //              its client would meet the listener and be answered with a reset: a filter on the
-//              listener drops it, and the client sends it again (guard=off shows what happens without)
+//              listener drops it, and for 100 ms more what is late; the client sends it again (guard=off
+//              shows what happens without)
 // Kernel       5.14 (SO_BUF_LOCK, BPF_MAP_LOOKUP_AND_DELETE_ELEM on a hash)
 // Privilege    CAP_NET_ADMIN in both processes, and CAP_BPF (or CAP_SYS_ADMIN) for the filter
-// System calls 25 in the acceptor, 20 in the worker, for a connection whose queues are empty
+// System calls 25 in the acceptor, 21 in the worker, for a connection whose queues are empty
 // Ownership    the acceptor's copy is an empty socket while the snapshot is under way; the sink keeps the
 //              snapshot, and puts it back into the copy, until the worker has rebuilt the connection
 // Death        a worker's: its half-built connection says nothing to the client (repair mode), and the
@@ -394,10 +395,11 @@ class TcpRepair : public HandoffMethod {
   }
   [[nodiscard]] OwnedFd adopt_listeners(std::vector<OwnedFd> listeners,
                                         const ListenOptions& /*options*/) override {
-    if (listeners.size() != (guarded_ ? 3 : 1))
+    if (listeners.size() != (guarded_ ? 4 : 1))
       throw std::runtime_error("tcp-repair: the running server sent another number of descriptors");
     if (guarded_)
-      guard_ = std::make_shared<TcpGuard>(std::move(listeners[1]), std::move(listeners[2]));
+      guard_ = std::make_shared<TcpGuard>(std::move(listeners[1]), std::move(listeners[2]),
+                                          std::move(listeners[3]));
     return std::move(listeners[0]);
   }
 
@@ -415,7 +417,7 @@ MethodEntry tcp_repair() {
        .options = "guard=on|off (on)",
        .kernel = "5.14",
        .privilege = "CAP_NET_ADMIN and CAP_BPF in the acceptor and in every worker",
-       .syscalls = "acceptor 25, worker 20",
+       .syscalls = "acceptor 25, worker 21",
        .isolation = "descriptors apart, but CAP_NET_ADMIN lets a worker take over any connection",
        .after_death = "nothing: the sink rebuilds what was under way in the acceptor's copies",
        .consumes_connection = true,

@@ -257,9 +257,12 @@ void rebuild_tcp(int socket, const TcpState& state, std::span<const std::byte> q
   if (state.keep_alive != 0) set_option(socket, SOL_SOCKET, SO_KEEPALIVE, on, "SO_KEEPALIVE");
   if (state.no_delay != 0) set_option(socket, IPPROTO_TCP, TCP_NODELAY, on, "TCP_NODELAY");
 
+  // In this order the listener answers at no moment: what has found it meets one of the guard's maps.
+  // And what finds this socket is dropped only while it is counted, or when it has been held up since.
+  guard.rebuilt(state.tuple());
+  TcpGuard::detach(socket);
   // What else was dropped the peer sends again, but for a reset. An answer tells whether it is there.
   const bool dropped_more = guard.remove(state.tuple()) > (appended ? 1 : 0);
-  TcpGuard::detach(socket);
   set_repair(socket,
              after == AfterRebuild::ask || dropped_more ? TCP_REPAIR_OFF : TCP_REPAIR_OFF_NO_WP);
   // Leaving repair mode clears it (SK_NO_REUSE), and without it no successor of the listener could bind.

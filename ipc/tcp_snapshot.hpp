@@ -63,9 +63,9 @@ enum class AfterRebuild : std::uint8_t {
 };
 
 /// Puts the connection into `socket`, which has none: a new one, or one that has been silenced. From
-/// then on the guard lets its segments pass. Throws SystemError; then the socket is to be closed (which
-/// says nothing to the peer), and the guard still holds the segments back. EADDRNOTAVAIL: there is
-/// another socket for the same connection.
+/// then on its segments reach it, and for a moment the guard still keeps late ones from the listener.
+/// Throws SystemError; then the socket is to be closed (which says nothing to the peer), and the guard
+/// still holds the segments back. EADDRNOTAVAIL: there is another socket for the same connection.
 void rebuild_tcp(int socket, const TcpState& state, std::span<const std::byte> queues,
                  const TcpGuard& guard, AfterRebuild after);
 
