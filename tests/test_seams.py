@@ -81,15 +81,7 @@ class Signalled(unittest.TestCase):
             with begin_load(old) as load:
                 for number, (call, moment, name) in enumerate(self.MOMENTS, 1):
                     with self.subTest(call=call, moment=moment, signal=name):
-                        inject = f"--inject={call}:signal={name}:when={moment}"
-                        command = ["strace", "-D", "-o", "/dev/null", "-e", f"trace={call}", inject, SERVER]
-                        command += [*shape.options, "--workers", "2", "--listen", old.target, *where.take]
-                        with Program(command, environment=lambda _: faults.UNDER_TRACE) as successor:
-                            code, out, err = successor.wait()  # its workers too
-                        # One that handles SIGTERM already ends as if it had served; it has not.
-                        expected = {"KILL": (-signal.SIGKILL,), "TERM": (-signal.SIGTERM, 0)}[name]
-                        self.assertIn(code, expected, err)
-                        self.assertEqual(out, "", err)
+                        self.succeed_and_end(shape, old, where, call, moment, name)
                         said(old, "this server goes on", number)
                         for sock in held:
                             echo(sock)
@@ -101,6 +93,43 @@ class Signalled(unittest.TestCase):
             finished = old.finish()
             self.assertEqual(len(finished.err.splitlines()), len(self.MOMENTS), finished.err)
             self.assertEqual((finished.report["books"]["lost"], finished.report["worker_deaths"]), (0, 0))
+
+    def succeed_and_end(self, shape: Shape, old: Server, where: Place, call: str, moment: int, name: str) -> None:
+        """A successor gets a signal on its way into a call; when this returns all its processes have ended."""
+        inject = f"--inject={call}:signal={name}:when={moment}"
+        command = ["strace", "-D", "-o", "/dev/null", "-e", f"trace={call}", inject, SERVER]
+        command += [*shape.options, "--workers", "2", "--listen", old.target, *where.take]
+        with Program(command, environment=lambda _: faults.UNDER_TRACE) as successor:
+            code, out, err = successor.wait()
+        # One that handles SIGTERM already ends as if it had served; it has not.
+        expected = {"KILL": (-signal.SIGKILL,), "TERM": (-signal.SIGTERM, 0)}[name]
+        self.assertIn(code, expected, err)
+        self.assertEqual(out, "", err)
+
+    @needs_strace
+    @for_each(lambda: named("reuseport", "inherited-listener"))
+    def test_what_waits_in_the_queue_is_left_to_the_old_one(self, shape: Shape) -> None:
+        # Its first worker is there already, and has the listener.
+        for name in ("TERM", "KILL"):
+            with (
+                self.subTest(signal=name),
+                place() as where,
+                shape.start(*LONG, *NO_DEADLINE, *where.here) as old,
+            ):
+                workers = old.children()
+                for pid in workers:
+                    support.stop_process(pid)
+                with connections(old.address, 16) as socks:
+                    greet(socks)
+                    self.succeed_and_end(shape, old, where, "clone,clone3", 2, name)
+                    said(old, "this server goes on")
+                    for pid in workers:
+                        os.kill(pid, signal.SIGCONT)
+                    echoed, closed = outcomes(socks, 5 * faults.HANG_S)
+                    self.assertEqual((len(echoed), closed), (16, 0))
+                    self.assertEqual(old.report()["totals"]["accepted"], 16)
+                    close_all(socks)
+                    self.assertEqual(old.finish().report["books"]["lost"], 0)
 
     # A channel for each worker, and one for all; a descriptor table that the successor's workers keep open when its
     # acceptor has died; a worker that gives up connections by completions. (All others: test_upgrade.Retained.)

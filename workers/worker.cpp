@@ -30,6 +30,7 @@ Worker::Worker(const LoopEntry& loop, std::unique_ptr<ConnectionSource> source, 
       active_(active),
       slot_(slot),
       accepts_(accepts),
+      waits_to_accept_(accepts && options.wait_to_accept),
       serving_(loop.make(loop, options.echo, counters)),
       source_(std::move(source)),
       intake_(serving_->intake(
@@ -39,7 +40,7 @@ Worker::Worker(const LoopEntry& loop, std::unique_ptr<ConnectionSource> source, 
   active_[slot_].set(0);
   service().on_closed([this] { count_closed(); });
   this->loop().at_end_of_turn([this] { counters_.turns.add(); });
-  if (accepts && options.wait_to_accept) intake_->pause();
+  if (waits_to_accept_) intake_->pause();
 }
 
 Worker::~Worker() {
@@ -186,8 +187,9 @@ void Worker::count_closed() {
 void Worker::drain() {
   if (draining_) return;
   // What has completed its handshake would be reset when the listener closes: take it now. (What is
-  // in a hand-off channel has been waited for by the acceptor.)
-  if (accepts_ && taking_) {
+  // in a hand-off channel has been waited for by the acceptor. As long as this worker is to wait, the queue
+  // is another server's.)
+  if (accepts_ && taking_ && !waits_to_accept_) {
     const std::uint64_t last = counters_.accepted.get() + accept_queue(source_->fd()).length;
     std::uint64_t before = 0;
     do {
@@ -195,6 +197,10 @@ void Worker::drain() {
       take_batch();
     } while (counters_.accepted.get() != before && before < last);
   }
+  take_no_more();
+}
+
+void Worker::take_no_more() {
   draining_ = true;
   loop().after(options_.drain_timeout_ns, [this] { end_drain(); });
   end_if_drained();
@@ -223,19 +229,19 @@ void Worker::retire(std::function<void()> left) {
     return (void)loop().after(std::min(handshake_ns, options_.drain_timeout_ns),
                               [this] { drain(); });
   }
-  draining_ = true;
-  loop().after(options_.drain_timeout_ns, [this] { end_drain(); });
-  end_if_drained();
+  take_no_more();
 }
 
 void Worker::look_again() {
+  waits_to_accept_ = false;
   if (!taking_ || draining_ || at_limit_) return;
   intake_->pause();
   intake_->resume();
 }
 
 void Worker::end_drain() {
-  drain();
+  // What waits in the accept queue, and was taken now, would only be closed.
+  if (!draining_) take_no_more();
   counters_.closed_draining.add(service().active());
   service().close_all();
   loop().stop();
@@ -243,42 +249,28 @@ void Worker::end_drain() {
 
 namespace {
 
-/// Sees the acceptor end. (By its pidfd: a socket's other end says nothing as long as any process holds
-/// it, and where all share one table, all do.)
-class AcceptorWatch : public EventHandler {
- public:
-  AcceptorWatch(Worker& worker, pid_t acceptor) : worker_(worker), pidfd_(open_pidfd(acceptor)) {
-    if (pidfd_ && ::getppid() == acceptor) {
-      worker_.loop().watch(pidfd_.get(), {.read = true, .level = true}, *this);
-    } else {
-      worker_.acceptor_ended();  // already
-    }
-  }
-  void on_ready(Readiness) override {
-    worker_.loop().forget(pidfd_.get(), Removal::still_open);
-    worker_.acceptor_ended();
-  }
-
- private:
-  Worker& worker_;
-  OwnedFd pidfd_;
-};
-
 /// What the acceptor says. It pokes a worker of which it has not heard: that makes its loop turn.
 class ControlWatch : public EventHandler {
  public:
   ControlWatch(Worker& worker, int control) : worker_(worker), control_(control) {
     worker_.loop().watch(control_, {.read = true, .level = true}, *this);
   }
-  void on_ready(Readiness) override {
+  void on_ready(Readiness) override { hear(); }
+  /// All that has been said. A signal, or the acceptor's end, overtakes it.
+  void hear() {
     char byte = 0;
-    const ssize_t got = ::recv(control_, &byte, 1, MSG_DONTWAIT);
-    // Its end is the acceptor's, which the pidfd tells.
-    if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR))
-      return worker_.loop().forget(control_, Removal::still_open);
-    if (got != 1) return;
-    if (byte == control::look_again) worker_.look_again();
-    if (byte == control::retire) worker_.retire([this] { say(control::left); });
+    while (open_) {
+      const ssize_t got = retry_eintr([&] { return ::recv(control_, &byte, 1, MSG_DONTWAIT); });
+      if (got < 0 && errno == EAGAIN) return;
+      if (got != 1) {  // its end is the acceptor's, which the pidfd tells
+        open_ = false;
+        worker_.loop().forget(control_, Removal::still_open);
+      } else if (byte == control::look_again) {
+        worker_.look_again();
+      } else if (byte == control::retire) {
+        worker_.retire([this] { say(control::left); });
+      }
+    }
   }
   /// An acceptor that has gone is told nothing.
   void say(char byte) const { (void)::send(control_, &byte, 1, MSG_NOSIGNAL); }
@@ -286,6 +278,35 @@ class ControlWatch : public EventHandler {
  private:
   Worker& worker_;
   int control_;
+  bool open_ = true;
+};
+
+/// Sees the acceptor end. (By its pidfd: a socket's other end says nothing as long as any process holds
+/// it, and where all share one table, all do.)
+class AcceptorWatch : public EventHandler {
+ public:
+  AcceptorWatch(Worker& worker, ControlWatch& words, pid_t acceptor)
+      : worker_(worker), words_(words), pidfd_(open_pidfd(acceptor)) {
+    if (pidfd_ && ::getppid() == acceptor) {
+      worker_.loop().watch(pidfd_.get(), {.read = true, .level = true}, *this);
+    } else {
+      ended();  // already
+    }
+  }
+  void on_ready(Readiness) override {
+    worker_.loop().forget(pidfd_.get(), Removal::still_open);
+    ended();
+  }
+
+ private:
+  void ended() {
+    words_.hear();
+    worker_.acceptor_ended();
+  }
+
+  Worker& worker_;
+  ControlWatch& words_;
+  OwnedFd pidfd_;
 };
 
 }  // namespace
@@ -296,11 +317,12 @@ int run_worker_process(const LoopEntry& loop, std::unique_ptr<ConnectionSource> 
   Worker worker(loop, std::move(source), accepts, options, counters, active, slot);
   // SIGINT stays blocked, as inherited: a terminal sends it to the whole group, and the acceptor
   // says when to drain.
+  ControlWatch words(worker, channel.get());
   const SignalWatch signals(worker.loop(), {SIGTERM, SIGQUIT}, [&](int number) {
+    words.hear();
     return number == SIGQUIT ? worker.end_drain() : worker.drain();
   });
-  const AcceptorWatch watch(worker, acceptor);
-  ControlWatch words(worker, channel.get());
+  const AcceptorWatch watch(worker, words, acceptor);
   // Everything is open by now, and not one byte of a client has been read.
   if (!options.allowed_calls.empty()) forbid_other_calls(options.allowed_calls);
   checked([&] { return ::send(channel.get(), &control::ready, 1, MSG_NOSIGNAL); },

@@ -55,12 +55,12 @@ class Worker {
 
   /// Serves until drained.
   void run();
-  /// Takes what still waits in the source, then no more; run() returns when the last connection has
-  /// ended, or closes what is left after the drain timeout.
+  /// Takes what still waits in the source, unless it was to wait_to_accept and never told to begin, then no
+  /// more; run() returns when the last connection has ended, or closes what is left after the drain timeout.
   void drain();
   /// The same, when there is nobody any more who accepts.
   void acceptor_ended();
-  /// Drains without waiting for the connections that are open.
+  /// Takes nothing more, and ends without waiting for the connections that are open.
   void end_drain();
   [[nodiscard]] bool draining() const { return draining_; }
 
@@ -81,6 +81,7 @@ class Worker {
   void leave_to_others();
   [[nodiscard]] EchoService& service() { return serving_->service(); }
   void count_closed();
+  void take_no_more();
   void end_if_drained();
   void report_active();
 
@@ -89,6 +90,7 @@ class Worker {
   ActiveCounts active_;
   std::size_t slot_;
   bool accepts_;
+  bool waits_to_accept_;  // until look_again(): the accept queue is another server's
   std::unique_ptr<Serving> serving_;
   std::unique_ptr<ConnectionSource> source_;
   std::unique_ptr<Intake> intake_;
