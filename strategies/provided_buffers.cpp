@@ -23,7 +23,11 @@ ProvidedBuffers::ProvidedBuffers(Uring& ring, std::uint16_t group, unsigned coun
     check_uring(result, "io_uring_register a ring of buffers");
   }
   ::io_uring_buf_ring_init(entries_);
-  for (unsigned buffer = 0; buffer < count; ++buffer) give_back(buffer);
+  for (unsigned buffer = 0; buffer < count; ++buffer) {
+    // The kernel takes them in turn, so that each of the first `count` receives would pay for a page fault.
+    *data(buffer) = 0;
+    give_back(buffer);
+  }
 }
 
 ProvidedBuffers::~ProvidedBuffers() {
