@@ -21,14 +21,14 @@ namespace c10k {
 /// Books of the hand-off, from the acceptor's side.
 struct DispatchCounts {
   std::vector<std::uint64_t> handed;      ///< by slot
-  std::vector<std::uint64_t> taken_back;  ///< by slot: refused, or not received at a death
+  std::vector<std::uint64_t> taken_back;  ///< by slot: refused, touched or not, or not received at a death
   std::vector<std::uint64_t> rescued;     ///< by slot: received, and alive after its worker's death
   std::vector<std::uint64_t> handed_back;  ///< by slot: received, and given up alive
   std::uint64_t redelivered = 0;   ///< handed over again: refused, not yet received, or rescued
   std::uint64_t not_retained = 0;  ///< under --retain: no descriptor was left to keep a copy
   std::uint64_t shed = 0;          ///< closed after too many refusals, or for want of a resource
   std::uint64_t abandoned = 0;     ///< closed at the end of a drain, in no worker
-  std::uint64_t lost = 0;          ///< a worker died with them and they could not be made whole
+  std::uint64_t lost = 0;          ///< a worker died with them, or gave them back, touched
 
   std::map<int, std::uint64_t> errors;  ///< of sending, by errno
 

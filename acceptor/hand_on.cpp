@@ -33,7 +33,7 @@ HandOn::~HandOn() {
 void HandOn::let_go() {
   if (socket_) loop_.forget(socket_.get(), Removal::closing);
   socket_.reset();
-  if (pidfd_) loop_.forget(pidfd_.get(), Removal::closing);
+  if (pidfd_) loop_.forget(pidfd_.get(), Removal::still_open);
   pidfd_.reset();
 }
 

@@ -99,7 +99,7 @@ class PoolServer : public EventHandler {
                              .look_again = [this] { look_again(); }};
     if (!facts_.kernel_dispatches) hooks.adopt = [this](OwnedFd fd) { adopt(std::move(fd)); };
     frame_.announce(loop_, std::move(hooks));
-    if (facts_.kernel_dispatches) return supervisor_.look_again();
+    if (facts_.kernel_dispatches) return;
     loop_.watch(frame_.listener(), {.read = true, .level = true}, *this);
     accepting_ = true;
   }

@@ -62,6 +62,8 @@ void ServerFrame::announce(Loop& loop, Hooks hooks) {
   if (take_over_) {
     claim_listeners();
     take_over_->commit(loop, {.left = [this] { hooks_.look_again(); }, .adopt = hooks_.adopt});
+    // Nobody else looks at the listeners any more, so that comes first.
+    hooks_.look_again();
     // A worker that the old server has replaced meanwhile has brought its program with it.
     claim_listeners();
   }

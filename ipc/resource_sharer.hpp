@@ -5,7 +5,8 @@
 // CPython's thread waits for ever for a worker that is stopped in the middle of an exchange, and
 // everybody else waits for the thread. Here a second thread looks whether an exchange stands still and
 // shuts its connection down: the ticket stays, and the worker comes for it anew. It is asleep while
-// nobody is served, and no exchange makes a system call on its account.
+// nobody is served: the first exchange after such a time wakes it, and no other makes a system call on its
+// account.
 #pragma once
 
 #include <signal.h>

@@ -37,7 +37,7 @@ from process_support import (  # noqa: E402
     wait_until,
     workers_of,
 )
-from upgrade_support import HELLO, LONG, MESSAGE, REFUSAL, Place, begin_load, end_load, place, said  # noqa: E402
+from upgrade_support import HELLO, LONG, MESSAGE, READY, REFUSAL, Place, begin_load, end_load, place, said  # noqa: E402
 
 NO_DEADLINE = ("--worker-deadline", "0")
 
@@ -130,6 +130,31 @@ class Signalled(unittest.TestCase):
                     self.assertEqual(old.report()["totals"]["accepted"], 16)
                     close_all(socks)
                     self.assertEqual(old.finish().report["books"]["lost"], 0)
+
+    @unittest.skipUnless(os.geteuid() == 0, "needs root, to steer with eBPF")
+    def test_what_its_own_queues_have_is_served(self) -> None:
+        """With reuseport:migrate=on its program steers from before its first word that it is ready. Its predecessor
+        never answers that, and serves nobody; so what comes then can only be served by the workers that are left."""
+        ipc = "reuseport:migrate=on"
+        with place() as where, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
+            control.settimeout(support.BOUND_S)
+            control.bind(where.control)
+            control.listen()
+            listener = socket.create_server(("127.0.0.1", 0), reuse_port=True)
+            target = "{}:{}".format(*listener.getsockname())
+            command = [SERVER, "--strategy", "pool", "--ipc", ipc, "--workers", "2", "--listen", target, *where.take]
+            with listener, Program(command) as successor:
+                with contextlib.closing(control.accept()[0]) as peer:
+                    upgrades.offer(peer, [listener])
+                    self.assertEqual(upgrades.heard(peer)[0], READY)
+                    with connections(listener.getsockname(), 16) as socks:
+                        greet(socks)
+                        self.assertFalse(support.readable(socks[0], 0), "it has not been told to begin")
+                        successor.signal(signal.SIGKILL)
+                        echoed, closed = outcomes(socks, 5 * faults.HANG_S)
+                        self.assertEqual((len(echoed), closed), (16, 0))
+                        close_all(socks)
+                self.assertEqual(successor.wait()[0], -signal.SIGKILL)  # its workers end, too
 
     # A channel for each worker, and one for all; a descriptor table that the successor's workers keep open when its
     # acceptor has died; a worker that gives up connections by completions. (All others: test_upgrade.Retained.)

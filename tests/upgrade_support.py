@@ -145,5 +145,25 @@ class Predecessor:
         self.close()
 
 
+FRAME = struct.Struct("=II")  # ScmFrame, and a ConnectionTag for each descriptor
+FRAME_MAGIC, TAG_BYTES = 0x6B303163, 24
+
+
+def heard(peer: socket.socket) -> tuple[int, bytes]:
+    """A successor's next word, and its text."""
+    peer.settimeout(support.BOUND_S)
+    _, _, word, _, _, text = MESSAGE.unpack(peer.recv(4096))
+    return word, text.rstrip(b"\0")
+
+
+def offer(peer: socket.socket, listeners: list[socket.socket]) -> None:
+    """What a running server answers to a successor's first word: it has what that one would have."""
+    word, how = heard(peer)
+    assert word == HELLO, word
+    peer.send(MESSAGE.pack(MAGIC, VERSION, OFFER, len(listeners), 0, how))
+    frame = FRAME.pack(FRAME_MAGIC, len(listeners)) + bytes(TAG_BYTES * len(listeners))
+    socket.send_fds(peer, [frame], [listener.fileno() for listener in listeners])
+
+
 def said(server: Server, words: str, times: int = 1) -> None:
     wait_until(lambda: server.err_text().count(words) >= times, f"it says {words!r}: {server.err_text()}")

@@ -187,9 +187,9 @@ void Worker::count_closed() {
 void Worker::drain() {
   if (draining_) return;
   // What has completed its handshake would be reset when the listener closes: take it now. (What is
-  // in a hand-off channel has been waited for by the acceptor. As long as this worker is to wait, the queue
-  // is another server's.)
-  if (accepts_ && taking_ && !waits_to_accept_) {
+  // in a hand-off channel has been waited for by the acceptor. As long as this worker is to wait, a queue
+  // that is not its own is another server's.)
+  if (accepts_ && taking_ && (!waits_to_accept_ || source_->owns_queue())) {
     const std::uint64_t last = counters_.accepted.get() + accept_queue(source_->fd()).length;
     std::uint64_t before = 0;
     do {
@@ -262,6 +262,8 @@ class ControlWatch : public EventHandler {
     while (open_) {
       const ssize_t got = retry_eintr([&] { return ::recv(control_, &byte, 1, MSG_DONTWAIT); });
       if (got < 0 && errno == EAGAIN) return;
+      // The other end has closed with a word of ours unread; its own words are still to be heard.
+      if (got < 0 && errno == ECONNRESET) continue;
       if (got != 1) {  // its end is the acceptor's, which the pidfd tells
         open_ = false;
         worker_.loop().forget(control_, Removal::still_open);
@@ -325,8 +327,7 @@ int run_worker_process(const LoopEntry& loop, std::unique_ptr<ConnectionSource> 
   const AcceptorWatch watch(worker, words, acceptor);
   // Everything is open by now, and not one byte of a client has been read.
   if (!options.allowed_calls.empty()) forbid_other_calls(options.allowed_calls);
-  checked([&] { return ::send(channel.get(), &control::ready, 1, MSG_NOSIGNAL); },
-          "send to the acceptor");
+  words.say(control::ready);
   try {
     worker.run();
   } catch (const ListenerError& error) {

@@ -55,8 +55,8 @@ class Worker {
 
   /// Serves until drained.
   void run();
-  /// Takes what still waits in the source, unless it was to wait_to_accept and never told to begin, then no
-  /// more; run() returns when the last connection has ended, or closes what is left after the drain timeout.
+  /// Takes what still waits in the source (but in another server's queue, where it was to wait_to_accept and
+  /// has never been told to begin), then no more; run() returns when the last connection has ended, or closes what is left after the drain timeout.
   void drain();
   /// The same, when there is nobody any more who accepts.
   void acceptor_ended();
@@ -90,7 +90,7 @@ class Worker {
   ActiveCounts active_;
   std::size_t slot_;
   bool accepts_;
-  bool waits_to_accept_;  // until look_again(): the accept queue is another server's
+  bool waits_to_accept_;  // until look_again()
   std::unique_ptr<Serving> serving_;
   std::unique_ptr<ConnectionSource> source_;
   std::unique_ptr<Intake> intake_;
