@@ -36,6 +36,7 @@ from process_support import (  # noqa: E402
     readable,
     run_client,
     run_program,
+    scaled,
     totals_of,
     wait_until,
 )
@@ -200,11 +201,12 @@ class Books(unittest.TestCase):
                     self.assertLess(took, 10)
 
     def test_a_held_run_against_silence_ends(self) -> None:
+        count = str(scaled(200, 50))  # of the engine `processes`, as many processes
         for engine in allowed("engine"):
             with self.subTest(engine=engine):
                 began = time.monotonic()
                 code, result, _ = self.against(
-                    silent, engine, "--workload", "hold", "--connections", "200", "--timeout", "0.3"
+                    silent, engine, "--workload", "hold", "--connections", count, "--timeout", "0.3"
                 )
                 self.assertEqual(code, 1)
                 self.assertGreater(result["outcomes"]["timeout"], 0)
