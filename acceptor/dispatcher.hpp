@@ -21,7 +21,7 @@ namespace c10k {
 /// Books of the hand-off, from the acceptor's side.
 struct DispatchCounts {
   std::vector<std::uint64_t> handed;      ///< by slot
-  std::vector<std::uint64_t> taken_back;  ///< by slot: refused, touched or not, or not received at a death
+  std::vector<std::uint64_t> taken_back;  ///< by slot: refused, or not received at a death
   std::vector<std::uint64_t> rescued;     ///< by slot: received, and alive after its worker's death
   std::vector<std::uint64_t> handed_back;  ///< by slot: received, and given up alive
   std::uint64_t redelivered = 0;   ///< handed over again: refused, not yet received, or rescued

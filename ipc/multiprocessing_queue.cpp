@@ -410,7 +410,7 @@ MethodFacts queue_facts(std::string_view name, std::string_view summary, std::st
       .kernel = "any",
       .privilege = "none",
       .syscalls = syscalls,
-      .isolation = "full, but a stuck worker holds the one sharer thread up, 0.1 s for each connection to it",
+      .isolation = "full, but a stuck worker holds the one sharer thread up, 0.1 s a connection",
       .after_death = "nothing (in CPython: unfetched duplicates, and a lock held for ever)",
       .descriptors_in_flight = 1,
       .worker_calls = {CallGroup::rendezvous},

@@ -317,9 +317,9 @@ int run_worker_process(const LoopEntry& loop, std::unique_ptr<ConnectionSource> 
                        bool accepts, const WorkerOptions& options, ProcessCounters& counters,
                        ActiveCounts active, std::size_t slot, OwnedFd channel, pid_t acceptor) {
   Worker worker(loop, std::move(source), accepts, options, counters, active, slot);
+  ControlWatch words(worker, channel.get());
   // SIGINT stays blocked, as inherited: a terminal sends it to the whole group, and the acceptor
   // says when to drain.
-  ControlWatch words(worker, channel.get());
   const SignalWatch signals(worker.loop(), {SIGTERM, SIGQUIT}, [&](int number) {
     words.hear();
     return number == SIGQUIT ? worker.end_drain() : worker.drain();

@@ -55,8 +55,9 @@ class Worker {
 
   /// Serves until drained.
   void run();
-  /// Takes what still waits in the source (but in another server's queue, where it was to wait_to_accept and
-  /// has never been told to begin), then no more; run() returns when the last connection has ended, or closes what is left after the drain timeout.
+  /// Takes what still waits in the source (but not from another server's queue, where it was to
+  /// wait_to_accept and has never been told to begin), then no more; run() returns when the last
+  /// connection has ended, or closes what is left after the drain timeout.
   void drain();
   /// The same, when there is nobody any more who accepts.
   void acceptor_ended();

@@ -2,9 +2,10 @@
 // numbers and text, whole or not, frames of descriptors of any kind, in any number. Whatever comes, it takes a
 // listener that fits and adopts TCP connections, or ends with an error; every descriptor is handed out once, or
 // closed.
+#include "acceptor/take_over.hpp"
+
 #include <fmt/format.h>
 
-#include "acceptor/take_over.hpp"
 #include "acceptor/upgrade_words.hpp"
 #include "ipc/scm.hpp"
 #include "strategies/event_loop.hpp"
