@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from matrix.fault_kinds import KINDS
@@ -134,6 +135,7 @@ def rate_text(count: int | None, events: int | None, of_all: int | None, number:
     return f"{count:,}: {number(count / events)} ({number(low / events)} to {number(high / events)})"
 
 
+@lru_cache(maxsize=None)  # of a row it is wanted for each figure, table and sentence
 def poisson_interval(count: int) -> tuple[float, float]:
     """The exact (Garwood) 95 % interval of the mean of which this count was seen."""
     low = _mean(lambda mean: 1 - _at_most(count - 1, mean) >= ERROR, count) if count else 0.0
@@ -152,5 +154,11 @@ def _mean(reached: Callable[[float], bool], count: int) -> float:
 def _at_most(count: int, mean: float) -> float:
     """The probability of so many or fewer. Terms further down are below what a float can add."""
     first = max(0, math.floor(count - 16 * math.sqrt(count)))
-    logs = (i * math.log(mean) - mean - math.lgamma(i + 1) for i in range(first, count + 1))
+    log_mean = math.log(mean)
+    logs = (i * log_mean - mean - log for i, log in enumerate(_log_factorials(first, count), first))
     return math.fsum(map(math.exp, logs))
+
+
+@lru_cache(maxsize=2)  # for the many means that are tried with one count
+def _log_factorials(first: int, last: int) -> list[float]:
+    return [math.lgamma(i + 1) for i in range(first, last + 1)]

@@ -87,7 +87,7 @@ def _json(value: Any) -> str:
 
 
 def _scripts(*texts: str) -> str:
-    whole = (re.sub(r"</(?=script)", r"<\\/", text, flags=re.I) for text in texts)
+    whole = (re.sub(r"</(?=(?i:script))", r"<\\/", text) for text in texts)
     return "".join(f"<script>{text}</script>\n" for text in whole)
 
 
