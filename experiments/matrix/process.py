@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,10 +15,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 
-_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-# Loaded before any fork: between fork and exec nothing may be imported.
 _libc = ctypes.CDLL(None, use_errno=True)
+# The parent may have died before the request was in place; then no signal would come.
+_IF_PARENT_LIVES = 'test "$PPID" = "$1" || exit 1; shift; exec "$@"'
 
 
 class Interrupted(Exception):
@@ -78,22 +80,14 @@ class Child:
         """`guarded`: what it leaves when it ends also dies with us, though that is nobody's child then."""
         self.name = name
         self._errors = folder / f"{name}.stderr"
-        parent, held_to = os.getpid(), set(cores)
-
-        def die_with_parent() -> None:
-            if held_to:
-                os.sched_setaffinity(0, held_to)
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            # The parent may have died before the request was in place; then no signal would come.
-            if os.getppid() != parent:
-                os._exit(1)
-            if theirs:
-                start_guard(theirs)
-
+        _require_program(argv[0])
+        pinned = ["/usr/bin/taskset", "-c", ",".join(map(str, cores))] if (cores := sorted(cores)) else []
         self._guarding, theirs = socket.socketpair() if guarded else (None, None)
         with self._errors.open("wb") as errors, stdout.open("wb") as output:
             self._process = subprocess.Popen(
-                argv,
+                # By programs, as Python's own way is a copy of this interpreter, which costs more than theirs.
+                ["/usr/bin/setpriv", "--pdeathsig", "KILL", "--", "/bin/sh", "-c", _IF_PARENT_LIVES, "sh",
+                 str(os.getpid()), *pinned, *argv],
                 cwd=folder,
                 # A peer that is killed leaves its temporary files in a folder that goes.
                 env={**os.environ, "TMPDIR": str(folder)},
@@ -101,7 +95,7 @@ class Child:
                 stdout=subprocess.PIPE if pipe_stdout else output,
                 stderr=subprocess.PIPE if pipe_stderr else errors,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=(lambda: start_guard(theirs)) if theirs else None,
             )
         self._guard = 0
         if self._guarding and theirs:
@@ -277,6 +271,18 @@ class Child:
             file.seek(max(0, self._errors.stat().st_size - 4096))
             lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
         return next((line for line in reversed(lines) if line), "")
+
+
+def _require_program(program: str) -> None:
+    """Raises what exec would, and a shell says in other words; and a text without #! it would take for a script."""
+    found, code = shutil.which(program), 0
+    if not found:
+        code = errno.EACCES if os.path.exists(program) else errno.ENOENT
+    elif os.access(found, os.R_OK):
+        with open(found, "rb") as file:
+            code = 0 if file.read(4).startswith((b"\x7fELF", b"#!")) else errno.ENOEXEC
+    if code:
+        raise OSError(code, os.strerror(code), program)
 
 
 def children_of(pid: int) -> list[int]:
