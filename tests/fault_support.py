@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import unittest
 from collections import Counter
@@ -140,22 +139,22 @@ def open_files(pid: int) -> list[str]:
     return sorted(found)
 
 
-def tcp_rows(server: support.Address) -> tuple[str, list[list[str]]]:
-    """A server's address as /proc/net/tcp has it, and all the rows of this network namespace."""
-    address = f"{int.from_bytes(socket.inet_aton(server[0]), sys.byteorder):08X}:{server[1]:04X}"
-    return address, [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+def _connections(state: str, end: str, server: support.Address) -> list[list[str]]:
+    """The TCP connections of this network namespace in a state of ss(8)'s, by one end's address: rows of
+    Recv-Q, Send-Q, local and peer address. (/proc/net/tcp has all, and those in TIME_WAIT are many.)"""
+    command = ["ss", "-Htn", "state", state, end, "{}:{}".format(*server)]
+    rows = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    return [row.split() for row in rows]
 
 
 def client_ends(server: support.Address) -> list[str]:
     """The ends that clients of a server have not closed yet."""
-    remote, rows = tcp_rows(server)
-    return [row[1] for row in rows if row[2] == remote and row[3] in ("01", "08")]  # established, CLOSE_WAIT
+    return [row[2] for state in ("established", "close-wait") for row in _connections(state, "dst", server)]
 
 
 def unread_at(server: support.Address) -> int:
     """How many of a server's connections have bytes that it has not read."""
-    local, rows = tcp_rows(server)
-    return sum(row[1] == local and row[3] == "01" and not row[4].endswith(":00000000") for row in rows)
+    return sum(row[0] != "0" for row in _connections("established", "src", server))
 
 
 def wait_for_open_files(pid: int, before: list[str], what: str) -> None:
@@ -176,6 +175,17 @@ def wait_for_new_worker(server: support.Server, slot: int, old: int) -> int:
         return now if now not in (0, old) and not report["degraded"] else 0
 
     return support.wait_until(pid, f"worker {slot} is replaced")
+
+
+def wait_for_new_workers(server: support.Server, old: dict[int, int]) -> None:
+    """The same of several slots, by one report for all of them."""
+
+    def replaced() -> bool:
+        report = server.report()
+        now = {row["slot"]: row["pid"] for row in support.workers_of(report)}
+        return not report["degraded"] and all(now[slot] not in (0, pid) for slot, pid in old.items())
+
+    support.wait_until(replaced, f"workers {sorted(old)} are replaced")
 
 
 def row_of(server: support.Server, slot: int) -> dict[str, Any]:

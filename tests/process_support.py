@@ -6,7 +6,6 @@ a bound."""
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import json
 import os
@@ -64,14 +63,8 @@ def readable(descriptor: Any, seconds: float = BOUND_S) -> bool:
 
 # ---- processes -----------------------------------------------------------------------------------
 
-_libc = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
-
-
-def _die_with_us() -> None:
-    """In the child, before the exec: SIGKILL when the test itself is killed, as ctest does at its time limit."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
+# What a program is started by: SIGKILL when the test itself is killed, as ctest does at its time limit.
+_DIE_WITH_US = ["/usr/bin/setpriv", "--pdeathsig", "KILL", "--"]
 
 # A test that is asked to end still cleans up.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -131,7 +124,7 @@ class Program:
     def __init__(
         self,
         command: list[str],
-        before_exec: Callable[[], object] = lambda: None,
+        before_exec: Callable[[], object] | None = None,
         environment: Callable[[str], dict[str, str]] = lambda folder: {},
         guarded: bool = False,
     ) -> None:
@@ -141,23 +134,24 @@ class Program:
         self._guard = 0
 
         def prepare() -> None:
-            _die_with_us()
             if theirs:
                 start_guard(theirs)
-            before_exec()
+            if before_exec:
+                before_exec()
 
         self._folder = tempfile.TemporaryDirectory(prefix="c10k-test-")
         self.folder = Path(self._folder.name)
         self.err_path = self.folder / "stderr"
         with self.err_path.open("wb") as err:
             self._popen = subprocess.Popen(
-                command,
+                [*_DIE_WITH_US, *command],
                 env={**os.environ, **environment(self._folder.name)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=err,
                 start_new_session=True,
-                preexec_fn=prepare,
+                # Without it the child is made by vfork: a copy of this interpreter costs more than most programs.
+                preexec_fn=prepare if before_exec or guarded else None,
             )
         if self._guarding and theirs:
             theirs.close()
@@ -190,11 +184,10 @@ class Program:
         """The living processes of its group, itself included. It is not reaped before the end of the
         test, so its group's number cannot come to belong to others."""
         members = []
-        for name in os.listdir("/proc"):
-            if name.isdigit() and int(name) != self._guard:
-                fields = stat_of(int(name))
-                if fields and fields[0] not in "ZX" and int(fields[2]) == self.pid:
-                    members.append(int(name))
+        for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()]:
+            with contextlib.suppress(ProcessLookupError):
+                if os.getpgid(pid) == self.pid and pid != self._guard and state_of(pid) not in ("", "Z", "X"):
+                    members.append(pid)
         return sorted(members)
 
     def signal(self, number: int) -> None:
@@ -244,11 +237,18 @@ class Program:
 class Server(Program):
     """A c10k-server on a port of its own, ready to be connected to."""
 
-    def __init__(self, *options: str, wrapper: Iterable[str] = (), report: str | None = None, **popen: Any) -> None:
+    def __init__(
+        self,
+        *options: str,
+        wrapper: Iterable[str] = (),
+        report: str | None = None,
+        host: str = "127.0.0.1",
+        **popen: Any,
+    ) -> None:
         self._reports = tempfile.TemporaryDirectory(prefix="c10k-test-")
         os.chmod(self._reports.name, 0o777)  # the server may run as another user
         self.report_path = Path(self._reports.name) / "report.json"
-        command = [*wrapper, SERVER, "--listen", "127.0.0.1:0", "--report", report or str(self.report_path), *options]
+        command = [*wrapper, SERVER, "--listen", f"{host}:0", "--report", report or str(self.report_path), *options]
         super().__init__(command, **popen)
         try:
             first = self.read_line()

@@ -168,7 +168,7 @@ class Anatomy(unittest.TestCase):
     OF_LOOP = ("fcntl", "write")
 
     def per_connection(self, method: str) -> list[float]:
-        few, many = (self.undisturbed(method, requests) for requests in (40, 140))
+        few, many = (self.undisturbed(method, requests) for requests in (10, 110))
         return [(many[side] - few[side]) / 100 for side in ("loop", "threads", "worker")]
 
     def undisturbed(self, method: str, requests: int) -> Counter[str]:

@@ -6,6 +6,7 @@ What a method lacks makes it 'unsupported, because ...' and touches no other one
 
 from __future__ import annotations
 
+import concurrent.futures
 import errno
 import json
 import os
@@ -13,7 +14,7 @@ import re
 import socket
 import sys
 import unittest
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import seccomp
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import process_support as support  # noqa: E402
-from process_support import Server, connections, echo, listing, wait_until  # noqa: E402
+from process_support import Result, Server, connections, echo, listing, wait_until  # noqa: E402
 from upgrade_support import newest, place, sighup  # noqa: E402
 
 NOBODY = 65534
@@ -42,15 +43,12 @@ class Refusal:
     def __str__(self) -> str:
         return f"{self.call} {errno.errorcode[self.error]}"
 
-    def apply(self) -> None:
-        """For a child before its exec."""
-        rules = seccomp.SyscallFilter(seccomp.ALLOW)
+    def add_to(self, rules: seccomp.SyscallFilter) -> None:
         arguments = []
         if self.level_and_option:
             level, option = self.level_and_option
             arguments = [seccomp.Arg(1, seccomp.EQ, level), seccomp.Arg(2, seccomp.EQ, option)]
         rules.add_rule(seccomp.ERRNO(self.error), self.call, *arguments)
-        rules.load()
 
 
 PIDFD = frozenset({"pidfd-ring", "pidfd-mq"})
@@ -70,23 +68,37 @@ REFUSALS = [
 REMEDY = "as root|set kernel.io_uring_disabled"
 
 
-def become_nobody() -> None:
-    os.setgroups([])
-    os.setgid(NOBODY)
-    os.setuid(NOBODY)
+AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--pdeathsig", "KILL", "--")
 
 
-def list_under(before_exec: Callable[[], object], kind: str = "methods") -> dict[str, dict]:
-    code, out, err = support.run_program(support.SERVER, "--list", "--json", before_exec=before_exec)
+def under(refusals: Iterable[Refusal], do: Callable[[], Result]) -> Result:
+    """do() in a thread whose programs are refused that. (A filter is a thread's; so nothing has to be a copy of this
+    interpreter to put it on.)"""
+
+    def run() -> Result:
+        rules = seccomp.SyscallFilter(seccomp.ALLOW)
+        for refusal in refusals:
+            refusal.add_to(rules)
+        rules.load()
+        return do()
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(run).result()
+
+
+def listed(wrapper: tuple[str, ...] = ()) -> dict[str, dict[str, dict]]:
+    """What --list says, by kind and name."""
+    code, out, err = support.run_program(*wrapper, support.SERVER, "--list", "--json")
     assert code == 0, err
-    return {row["name"]: row for row in json.loads(out)[kind]}
+    kinds = {kind: rows for kind, rows in json.loads(out).items() if isinstance(rows, list)}
+    return {kind: {row["name"]: row for row in rows} for kind, rows in kinds.items()}
 
 
-class Lacking(unittest.TestCase):
+class Case(unittest.TestCase):
     def check(
         self,
-        before_exec: Callable[[], object],
         methods: dict[str, dict],
+        wrapper: tuple[str, ...] = (),
         more: Callable[[dict], tuple[str, ...]] = lambda row: (),
     ) -> None:
         """What is available serves, with `more` options; what is not says so in one line."""
@@ -94,43 +106,54 @@ class Lacking(unittest.TestCase):
             with self.subTest(method=name):
                 options = ("--listen", "127.0.0.1:0", "--strategy", "pool", "--ipc", name, "--workers", "2")
                 if row["available"]:
-                    with Server(*options[2:], *more(row), before_exec=before_exec) as server:
+                    with Server(*options[2:], *more(row), wrapper=wrapper) as server:
                         with connections(server.address, 3) as socks:
                             for sock in socks:
                                 echo(sock)
                         server.finish()
                     continue
-                code, _, err = support.run_program(support.SERVER, *options, before_exec=before_exec)
+                code, _, err = support.run_program(*wrapper, support.SERVER, *options)
                 self.assertEqual((code, err.count("\n")), (1, 1), err)
                 self.assertIn(f"{name} is unsupported, because {row['reason']}", err)
 
 
-class Refused(Lacking):
+class Refused(Case):
     def test_only_what_needs_the_call_is_unsupported(self) -> None:
         here = {row["name"]: row for row in listing()["methods"]}
         for refusal in REFUSALS:
             with self.subTest(refused=str(refusal)):
-                under = list_under(refusal.apply)
-                for name, row in under.items():
+                rows = under([refusal], listed)["methods"]
+                for name, row in rows.items():
                     if name not in refusal.methods:
                         self.assertEqual(row["available"], here[name]["available"], row["reason"])
                     elif here[name]["available"]:
                         self.assertFalse(row["available"], name)
                         self.assertIn(os.strerror(refusal.error), row["reason"])
-                self.assertLessEqual(refusal.methods, under.keys())
+                self.assertLessEqual(refusal.methods, rows.keys())
 
     def test_the_rest_works(self) -> None:
-        for refusal in REFUSALS:
-            with self.subTest(refused=str(refusal)):
-                self.check(refusal.apply, list_under(refusal.apply))
+        """Each method under all at once that it can do without, and under each that it cannot. A call that is refused
+        in two ways is so in one round each."""
+        whats = ((refusal.call, refusal.level_and_option) for refusal in REFUSALS)
+        rounds = [dict(zip(whats, REFUSALS)).values()]
+        rounds.append({(refusal.call, refusal.level_and_option): refusal for refusal in reversed(REFUSALS)}.values())
+        for name in (row["name"] for row in listing()["methods"]):
+            for refusals in rounds:
+                spared = [refusal for refusal in refusals if name not in refusal.methods]
+                with self.subTest(refused=" ".join(map(str, spared))):
+                    under(spared, lambda name=name: self.check({name: listed()["methods"][name]}))
+            for refusal in REFUSALS:
+                if name in refusal.methods:
+                    with self.subTest(refused=str(refusal)):
+                        under([refusal], lambda name=name: self.check({name: listed()["methods"][name]}))
 
     def test_loops(self) -> None:
         """And the strategies that are one process with that loop."""
         for refusal in REFUSALS:
+            rows = under([refusal], listed)
             for kind in ("loops", "strategies"):
-                rows = list_under(refusal.apply, kind)
                 for here in listing()[kind]:
-                    row = rows[here["name"]]
+                    row = rows[kind][here["name"]]
                     with self.subTest(refused=str(refusal), kind=kind, name=row["name"]):
                         lacking = row["name"] in refusal.loops
                         self.assertEqual(row["available"], here["available"] and not lacking, row["reason"])
@@ -138,29 +161,25 @@ class Refused(Lacking):
                             continue
                         self.assertIn(os.strerror(refusal.error), row["reason"])
                         how = ("pool", "--loop", row["name"]) if kind == "loops" else (row["name"],)
-                        code, out, err = support.run_program(
-                            support.SERVER, "--listen", "127.0.0.1:0", "--strategy", *how, before_exec=refusal.apply
-                        )
+                        command = (support.SERVER, "--listen", "127.0.0.1:0", "--strategy", *how)
+                        code, out, err = under([refusal], lambda command=command: support.run_program(*command))
                         self.assertEqual((code, out, err.count("\n")), (1, "", 1), err)
                         self.assertIn(f"{row['name']} is unsupported, because {row['reason']}", err)
 
     def test_the_tests_skip_with_the_reason(self) -> None:
-        refusal = REFUSALS[0]
-        code, out, err = support.run_program(
-            str(Path(support.SERVER).parent / "tests" / "handoff_conformance_test"),
-            "--gtest_filter=*BytesRoundTrip*pidfd*",
-            before_exec=refusal.apply,
-        )
+        program = str(Path(support.SERVER).parent / "tests" / "handoff_conformance_test")
+        run = lambda: support.run_program(program, "--gtest_filter=*BytesRoundTrip*pidfd*")  # noqa: E731
+        code, out, err = under(REFUSALS[:1], run)
         self.assertEqual(code, 0, err)
         self.assertEqual(out.count("is unsupported, because pidfd_getfd: Function not implemented"), 2, out)
 
 
 @unittest.skipUnless(os.getuid() == 0, "needs root to become another user")
-class Unprivileged(Lacking):
+class Unprivileged(Case):
     """Nobody gets all that needs no privilege, and for the rest a line: what is missing, and what to do."""
 
     def serves(self, *options: str) -> None:
-        with Server(*options, before_exec=become_nobody) as server:
+        with Server(*options, wrapper=AS_NOBODY) as server:
             with connections(server.address, 3) as socks:
                 for sock in socks:
                     echo(sock)
@@ -168,9 +187,7 @@ class Unprivileged(Lacking):
         self.assertEqual((report["worker_deaths"], report["books"]["served"]), (0, 3), report["books"])
 
     def is_refused(self, *options: str, code: int = 1, says: str) -> None:
-        got, out, err = support.run_program(
-            support.SERVER, "--listen", "127.0.0.1:0", *options, before_exec=become_nobody
-        )
+        got, out, err = support.run_program(*AS_NOBODY, support.SERVER, "--listen", "127.0.0.1:0", *options)
         self.assertEqual((got, out), (code, ""), err)
         self.assertRegex(err, rf"\Ac10k-server: [^\n]*{says}[^\n]*\n\Z")
 
@@ -183,8 +200,8 @@ class Unprivileged(Lacking):
                 *(() if row["needs_trust"] else ("--user", "nobody")),
             )
 
-        methods = list_under(become_nobody)
-        self.check(become_nobody, methods, more)
+        methods = listed(AS_NOBODY)["methods"]
+        self.check(methods, AS_NOBODY, more)
         for name, row in methods.items():
             if row["privilege"] == "none":
                 with self.subTest(method=name):
@@ -195,19 +212,18 @@ class Unprivileged(Lacking):
 
     def test_strategies_loops_and_policies(self) -> None:
         """None of them needs a privilege: what works here works for nobody."""
-        here = listing()
+        here, nobodys = listing(), listed(AS_NOBODY)
         for kind in ("strategies", "loops", "policies"):
-            rows = list_under(become_nobody, kind)
+            rows = nobodys[kind]
             for row in here[kind]:
                 reason = rows[row["name"]]["reason"]
                 if row["available"] and reason:  # the machine forbids it to whoever is not root
                     self.assertRegex(reason, f"{os.strerror(errno.EPERM)}.*({REMEDY})")
                 else:
                     self.assertEqual(rows[row["name"]]["available"], row["available"], reason)
-        loops = [name for name, row in list_under(become_nobody, "loops").items() if row["available"]]
+        loops = [name for name, row in nobodys["loops"].items() if row["available"]]
         policies = [row["name"] for row in here["policies"]]
-        strategies = list_under(become_nobody, "strategies").values()
-        shapes = [("--strategy", row["name"]) for row in strategies if row["available"]]
+        shapes = [("--strategy", row["name"]) for row in nobodys["strategies"].values() if row["available"]]
         for i in range(max(len(loops), len(policies))):  # each of both at least once
             loop, policy = loops[i % len(loops)], policies[i % len(policies)]
             shapes.append(("--strategy", "pool", "--workers", "2", "--loop", loop, "--dispatch", policy))
@@ -218,7 +234,7 @@ class Unprivileged(Lacking):
     def test_variants(self) -> None:
         """What an option of a method needs, `privilege` says with the option's words. (With sanitizers only some.)"""
         refused = []
-        for name, row in list_under(become_nobody).items():
+        for name, row in listed(AS_NOBODY)["methods"].items():
             for variant in row["variants"][:: support.scaled(1, 3)] if row["available"] else ():
                 with self.subTest(method=name, variant=variant):
                     pool = ("--strategy", "pool", "--workers", "2", "--ipc", f"{name}:{variant}")
@@ -236,7 +252,7 @@ class Unprivileged(Lacking):
             with self.subTest(method=method), place() as where:
                 os.chown(where.path, NOBODY, NOBODY)
                 shape = ("--strategy", "pool", "--workers", "2", "--ipc", method, *retain)
-                with Server(*shape, *where.here, before_exec=become_nobody, **where.generations()) as server:
+                with Server(*shape, *where.here, wrapper=AS_NOBODY, **where.generations()) as server:
                     with connections(server.address, 1) as socks:
                         echo(socks[0])
                         if not retain:
@@ -245,7 +261,7 @@ class Unprivileged(Lacking):
                         wait_until(lambda pid=server.pid: support.state_of(pid) in ("", "Z"), "the first one ends")
                         second = newest(server)
                         options = (*where.here, *where.take)
-                        with Server(*shape, *options, before_exec=become_nobody, guarded=True) as third:
+                        with Server(*shape, *options, wrapper=AS_NOBODY, guarded=True) as third:
                             self.assertEqual(third.target, server.target)
                             wait_until(lambda pid=second: support.state_of(pid) in ("", "Z"), "the second one ends")
                             for sock in socks if retain else ():
@@ -281,13 +297,12 @@ class Unprivileged(Lacking):
             setup = where.path / "experiments" / "setup"
             text = (support.ROOT / "experiments" / "setup").read_text()
             setup.write_text(re.sub(r'packages="[^"]*"', 'packages="libc6"', text).replace("\ncharts ||", "\ntrue ||"))
-            code, out, err = support.run_program("sh", str(setup), "release", before_exec=become_nobody)
+            code, out, err = support.run_program(*AS_NOBODY, "sh", str(setup), "release")
             self.assertEqual((code, out), (1, ""), err)
             self.assertRegex(err, rf"\Asetup: nobody may not write to {where.path}/build; [^\n]*clone it[^\n]*\n\Z")
             code, out, err = support.run_program(
-                *(str(support.ROOT / "experiments" / "run_matrix"), "quick", "--only", "epoll"),
+                *(*AS_NOBODY, str(support.ROOT / "experiments" / "run_matrix"), "quick", "--only", "epoll"),
                 *("--bin-dir", str(support.BIN_DIR), "--output", f"{where.path}/run"),
-                before_exec=become_nobody,
             )
             self.assertEqual((code, out), (1, ""), err)
             self.assertRegex(err, rf"\Arun_matrix: {where.path}/run: Permission denied; give --output [^\n]*\n\Z")

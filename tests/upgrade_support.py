@@ -45,8 +45,10 @@ def place() -> Iterator[Place]:
 
 
 def begin_load(server: Server) -> Program:
-    """Clients that connect, have one echo and close, over and over; they have begun."""
-    load = Program([CLIENT, "--target", server.target, "--connections", "4", "--duration", "600", "--json", "-"])
+    """Clients that connect, have one echo and close, over and over; they have begun. Some come in every
+    moment of a take-over, and leave it a processor; at most four at once, as not every way keeps up with the rate."""
+    how_often = ("--connections", "4", "--rate", "400", "--duration", "600")
+    load = Program([CLIENT, "--target", server.target, *how_often, "--json", "-"])
     wait_until(lambda: server.report()["books"]["accepted"] > 10 or load.has_ended(), "clients come")
     return load
 
