@@ -31,9 +31,10 @@ from process_support import (  # noqa: E402
     run_client,
     run_program,
     stop_process,
+    totals_of,
     wait_until,
 )
-from test_client import OUTCOMES, allowed  # noqa: E402
+from test_client import OUTCOMES, allowed, at_once  # noqa: E402
 
 
 def check_sums(test: unittest.TestCase, result: dict[str, Any]) -> None:
@@ -73,13 +74,13 @@ class ArrivalTimes:
 class OpenLoop(unittest.TestCase):
     def test_engines_agree(self) -> None:
         """On the number of echoes; and at a low rate on the median, of the best of some rounds each, as the
-        machine's own noise only ever adds."""
+        machine's own noise only ever adds. (So those that are among the fast ones need no other round.)"""
         engines = allowed("engine")
         with Server("--strategy", "epoll") as server:
             for workload in ("crr", "rr"):
                 best = dict.fromkeys(engines, float("inf"))
                 for _ in range(40):
-                    for engine in engines:
+                    for engine in [name for name in engines if best[name] >= 1.5 * min(best.values())]:
                         code, result, err = run_client(
                             server.target,
                             *("--engine", engine, "--workload", workload, "--connections", "4"),
@@ -94,32 +95,6 @@ class OpenLoop(unittest.TestCase):
                 self.assertLess(max(best.values()), 1.5 * min(best.values()), (workload, best))
             totals = server.finish().report["totals"]
         self.assertEqual(totals["echoes"] % 40, 0)
-
-    def test_a_stall_shows_in_the_latency_and_not_in_the_service_time(self) -> None:
-        with contextlib.ExitStack() as stack:
-            runs = []
-            for engine in allowed("engine"):
-                server = stack.enter_context(Server("--strategy", "epoll"))
-                command = [CLIENT, "--target", server.target, "--engine", engine, "--workload", "rr", "--json", "-"]
-                # Of 4,000 requests two are under way when the server stops, and two hundred are due.
-                command += ["--connections", "2", "--rate", "1000", "--duration", "4"]
-                runs.append((engine, server, stack.enter_context(Program(command))))
-            for _, server, _ in runs:
-                wait_until(lambda server=server: server.report()["totals"]["echoes"] > 500, "it runs")
-                stop_process(server.pid)
-                time.sleep(0.2)  # not a wait for something: the stall itself
-                os.kill(server.pid, signal.SIGCONT)
-            for engine, _, client in runs:
-                with self.subTest(engine=engine):
-                    code, out, err = client.wait()
-                    self.assertEqual((code, err), (0, ""))
-                    result = json.loads(out)
-                    check_sums(self, result)
-                    self.assertGreater(result["latency"]["p99_9_us"], 150_000)
-                    self.assertLess(result["service_time"]["p99_us"], 100_000)
-                    # It shows in one second of the series, too.
-                    slow = [row for row in result["series"]["intervals"] if row["max_us"] > 150_000]
-                    self.assertIn(len(slow), (1, 2, 3))
 
     def test_starts_are_evenly_spaced(self) -> None:
         for engine in allowed("engine"):
@@ -147,9 +122,41 @@ class OpenLoop(unittest.TestCase):
         # Of exponential times: 1, and of even ones 0. (unit_test has the schedule itself.)
         self.assertGreater(statistics.stdev(gaps) / statistics.mean(gaps), 0.7)
 
+
+class Rates(unittest.TestCase):
+    """What of an open loop does not depend on the machine's other work."""
+
+    def test_a_stall_shows_in_the_latency_and_not_in_the_service_time(self) -> None:
+        with contextlib.ExitStack() as stack:
+            runs = []
+            for engine in allowed("engine"):
+                server = stack.enter_context(Server("--strategy", "epoll"))
+                command = [CLIENT, "--target", server.target, "--engine", engine, "--workload", "rr", "--json", "-"]
+                # Of 1,500 requests two are under way when the server stops, and a hundred are due.
+                command += ["--connections", "2", "--rate", "500", "--duration", "3"]
+                runs.append((engine, server, stack.enter_context(Program(command))))
+            for _, server, _ in runs:
+                wait_until(lambda server=server: totals_of(server)["echoes"] > 50, "it runs")
+            for _, server, _ in runs:
+                stop_process(server.pid)
+            time.sleep(0.2)  # not a wait for something: the stall itself
+            for _, server, _ in runs:
+                os.kill(server.pid, signal.SIGCONT)
+            for engine, _, client in runs:
+                with self.subTest(engine=engine):
+                    code, out, err = client.wait()
+                    self.assertEqual((code, err), (0, ""))
+                    result = json.loads(out)
+                    check_sums(self, result)
+                    self.assertGreater(result["latency"]["p99_9_us"], 150_000)
+                    self.assertLess(result["service_time"]["p99_us"], 100_000)
+                    # It shows in one second of the series, too.
+                    slow = [row for row in result["series"]["intervals"] if row["max_us"] > 150_000]
+                    self.assertIn(len(slow), (1, 2, 3))
+
     def test_too_few_connections_for_the_rate_are_told(self) -> None:
-        with Server("--strategy", "epoll", "--service-time", "fixed:5000") as server:
-            options = ("--workload", "rr", "--connections", "1", "--rate", "400", "--duration", "1")
+        with Server("--strategy", "epoll", "--service-time", "fixed:2000") as server:
+            options = ("--workload", "rr", "--connections", "1", "--rate", "1000", "--duration", "0.4")
             code, result, err = run_client(server.target, *options)
         self.assertEqual((code, err), (0, ""))
         schedule = result["schedule"]
@@ -161,7 +168,7 @@ class OpenLoop(unittest.TestCase):
         with Server("--strategy", "epoll") as server:
             command = [CLIENT, "--target", server.target, "--workload", "rr", "--json", "-"]
             with Program([*command, "--connections", "300", "--rate", "500", "--duration", "2"]) as client:
-                wait_until(lambda: server.report()["totals"]["echoes"] > 20, "it runs")
+                wait_until(lambda: totals_of(server)["echoes"] > 20, "it runs")
                 (worker,) = [pid for pid in client.group() if pid != client.pid]
                 stop_process(worker)
                 time.sleep(0.3)  # not a wait for something: the stall itself
@@ -173,100 +180,112 @@ class OpenLoop(unittest.TestCase):
         self.assertTrue(result["client"]["limited"])
         self.assertRegex(" ".join(result["client"]["limited_because"]), r"\d+ of \d+ starts came more than 1 ms late")
 
-
-class Rates(unittest.TestCase):
-    """What of an open loop does not depend on the machine's other work."""
-
     def test_an_interrupt_does_not_wait_for_the_next_start(self) -> None:
-        for engine in allowed("engine"):
-            with self.subTest(engine=engine), Server("--strategy", "epoll") as server:
-                command = [CLIENT, "--target", server.target, "--engine", engine, "--workload", "rr", "--json", "-"]
-                with Program([*command, "--connections", "2", "--rate", "0.01", "--duration", "600"]) as client:
-                    wait_until(lambda: server.report()["totals"]["echoes"] == 1, "the first request")
-                    client.signal(signal.SIGINT)
-                    code, out, err = client.wait(5)
-                self.assertEqual((code, err), (0, ""))
-                self.assertEqual(json.loads(out)["ended"], "interrupted")
+        with Server("--strategy", "epoll") as server:
+            for number, engine in enumerate(allowed("engine"), 1):
+                with self.subTest(engine=engine):
+                    command = [CLIENT, "--target", server.target, "--engine", engine, "--workload", "rr", "--json", "-"]
+                    with Program([*command, "--connections", "2", "--rate", "0.01", "--duration", "600"]) as client:
+                        wait_until(lambda: totals_of(server)["echoes"] == number, "the first request")
+                        client.signal(signal.SIGINT)
+                        code, out, err = client.wait(5)
+                    self.assertEqual((code, err), (0, ""))
+                    self.assertEqual(json.loads(out)["ended"], "interrupted")
 
     def test_every_engine_and_workload_at_a_rate(self) -> None:
         with Server("--strategy", "epoll") as server:
-            for engine in allowed("engine"):
-                for workload in allowed("workload"):
-                    with self.subTest(engine=engine, workload=workload):
-                        options = ("--engine", engine, "--workload", workload, "--connections", "30")
-                        active = ("--active", "10") if workload == "hold" else ()
-                        code, result, err = run_client(
-                            server.target, *options, *active, "--rate", "300", "--duration", "0.2"
-                        )
-                        self.assertEqual((code, err), (0, ""))
-                        check_sums(self, result)
-                        expected = {"crr": 60, "rr": 60, "storm": 30, "hold": 30 + 60 + 30}[workload]
-                        self.assertEqual(result["attempts"], expected)
-                        measured = [phase for phase in result["phases"] if phase["measured"]]
-                        self.assertEqual(len(measured), 1)
-                        lasts = 0.095 if workload == "storm" else 0.2  # 30 starts have 29 gaps of 3.3 ms
-                        self.assertGreaterEqual(measured[0]["end_s"] - measured[0]["begin_s"], lasts)
+
+            def run(what: tuple[str, str]) -> tuple[int, dict[str, Any], str]:
+                engine, workload = what
+                options = ("--engine", engine, "--workload", workload, "--connections", "10")
+                active = ("--active", "5") if workload == "hold" else ()
+                return run_client(server.target, *options, *active, "--rate", "300", "--duration", "0.2")
+
+            runs = [(engine, workload) for engine in allowed("engine") for workload in allowed("workload")]
+            for (engine, workload), ran in at_once(run, runs):
+                with self.subTest(engine=engine, workload=workload):
+                    code, result, err = ran.result()
+                    self.assertEqual((code, err), (0, ""))
+                    check_sums(self, result)
+                    expected = {"crr": 60, "rr": 60, "storm": 10, "hold": 10 + 60 + 10}[workload]
+                    self.assertEqual(result["attempts"], expected)
+                    measured = [phase for phase in result["phases"] if phase["measured"]]
+                    self.assertEqual(len(measured), 1)
+                    lasts = 0.029 if workload == "storm" else 0.2  # 10 starts have 9 gaps of 3.3 ms
+                    self.assertGreaterEqual(measured[0]["end_s"] - measured[0]["begin_s"], lasts)
             server.finish()
 
 
 class Strategies(unittest.TestCase):
     def test_every_engine_and_workload_against_every_strategy(self) -> None:
+        """Each two of the three. (test_client has every engine with every workload in full; what a server does
+        depends on the workload, not on who makes it.)"""
         names = [entry["name"] for entry in listing()["strategies"] if entry["available"]]
-        for strategy in names:
+        workloads = allowed("workload")
+        by_server, by_engine = set(), set()
+        for row, strategy in enumerate(names):
             with Server("--strategy", strategy) as server:
                 attempts = opened = 0
-                for engine in allowed("engine"):
-                    for workload in allowed("workload"):
-                        with self.subTest(strategy=strategy, engine=engine, workload=workload):
-                            options = ("--engine", engine, "--workload", workload, "--connections", "8")
-                            code, result, err = run_client(server.target, *options, "--requests", "40")
-                            self.assertEqual((code, err), (0, ""))
-                            check_sums(self, result)
-                            expected = {"crr": 40, "rr": 40, "storm": 8, "hold": 56}[workload]
-                            self.assertEqual(result["outcomes"]["echoed"], expected)
-                            attempts += expected
-                            opened += result["connections_opened"]
+                for column, engine in enumerate(allowed("engine")):
+                    workload = workloads[(row + column) % len(workloads)]
+                    by_server.add((strategy, workload))
+                    by_engine.add((engine, workload))
+                    with self.subTest(strategy=strategy, engine=engine, workload=workload):
+                        options = ("--engine", engine, "--workload", workload, "--connections", "8")
+                        code, result, err = run_client(server.target, *options, "--requests", "40")
+                        self.assertEqual((code, err), (0, ""))
+                        check_sums(self, result)
+                        expected = {"crr": 40, "rr": 40, "storm": 8, "hold": 56}[workload]
+                        self.assertEqual(result["outcomes"]["echoed"], expected)
+                        attempts += expected
+                        opened += result["connections_opened"]
                 totals = server.finish().report["totals"]
                 self.assertEqual((totals["echoes"], totals["accepted"]), (attempts, opened), strategy)
+        self.assertEqual(len(by_server), len(names) * len(workloads))
+        self.assertEqual(len(by_engine), len(allowed("engine")) * len(workloads))
 
 
 class Phases(unittest.TestCase):
-    def run_it(self, *options: str) -> dict[str, Any]:
-        with Server("--strategy", "epoll") as server:
-            code, result, err = run_client(server.target, *options)
-            self.assertEqual((code, err), (0, ""))
-            check_sums(self, result)
-            totals = server.finish().report["totals"]
-        self.assertEqual(totals["echoes"], result["outcomes"]["echoed"])
-        self.assertEqual(totals["accepted"], result["connections_opened"])
+    def run_it(self, server: Server, *options: str) -> dict[str, Any]:
+        before = totals_of(server)
+        code, result, err = run_client(server.target, *options)
+        self.assertEqual((code, err), (0, ""))
+        check_sums(self, result)
+        totals = totals_of(server)
+        self.assertEqual(totals["echoes"] - before["echoes"], result["outcomes"]["echoed"])
+        self.assertEqual(totals["accepted"] - before["accepted"], result["connections_opened"])
         return result
 
     def test_warm_up_is_in_the_books_and_not_in_the_figures(self) -> None:
-        for engine in allowed("engine"):
-            with self.subTest(engine=engine):
-                result = self.run_it(
-                    *("--engine", engine, "--workload", "crr", "--connections", "4"),
-                    *("--warmup", "1", "--duration", "0.3"),
-                )
-                warmup, measured = result["phases"]
-                self.assertEqual((warmup["name"], warmup["measured"]), ("warmup", False))
-                self.assertGreater(warmup["echoed"], 0)
-                self.assertEqual(result["latency"]["count"], measured["echoed"])
-                seconds = measured["end_s"] - measured["begin_s"]
-                self.assertAlmostEqual(result["connections_per_s"] * seconds, measured["echoed"], delta=1)
+        with Server("--strategy", "epoll") as server:
+            for engine in allowed("engine"):
+                with self.subTest(engine=engine):
+                    result = self.run_it(
+                        *(server, "--engine", engine, "--workload", "crr", "--connections", "2"),
+                        *("--warmup", "0.3", "--duration", "0.1"),
+                    )
+                    warmup, measured = result["phases"]
+                    self.assertEqual((warmup["name"], warmup["measured"]), ("warmup", False))
+                    self.assertGreater(warmup["echoed"], 0)
+                    self.assertEqual(result["latency"]["count"], measured["echoed"])
+                    seconds = measured["end_s"] - measured["begin_s"]
+                    self.assertAlmostEqual(result["connections_per_s"] * seconds, measured["echoed"], delta=1)
+            server.finish()
 
     def test_requests_per_connection(self) -> None:
-        for engine in allowed("engine"):
-            for workload, more in (("crr", ()), ("rr", ()), ("rr", ("--rate", "2000"))):
-                for each, opened in ((1, 60), (7, 9), (100, 1), (0, 1)):
-                    with self.subTest(engine=engine, workload=workload, each=each, more=more):
-                        result = self.run_it(
-                            *("--engine", engine, "--workload", workload, "--connections", "1", "--requests", "60"),
-                            *("--requests-per-connection", str(each), *more),
-                        )
-                        self.assertEqual((result["attempts"], result["connections_opened"]), (60, opened))
-                        self.assertEqual(result["first_echo_latency"]["count"], opened)
-                        self.assertEqual(result["echo_latency"]["count"], 60)
+        with Server("--strategy", "epoll") as server:
+            for engine in allowed("engine"):
+                for workload, more in (("crr", ()), ("rr", ()), ("rr", ("--rate", "2000"))):
+                    for each, opened in ((1, 60), (7, 9), (100, 1), (0, 1)):
+                        with self.subTest(engine=engine, workload=workload, each=each, more=more):
+                            result = self.run_it(
+                                *(server, "--engine", engine, "--workload", workload, "--connections", "1"),
+                                *("--requests", "60", "--requests-per-connection", str(each), *more),
+                            )
+                            self.assertEqual((result["attempts"], result["connections_opened"]), (60, opened))
+                            self.assertEqual(result["first_echo_latency"]["count"], opened)
+                            self.assertEqual(result["echo_latency"]["count"], 60)
+            server.finish()
 
     def test_a_storm_is_all_at_once(self) -> None:
         for engine in allowed("engine"):
@@ -274,16 +293,16 @@ class Phases(unittest.TestCase):
                 listener.settimeout(BOUND_S)
                 target = "{}:{}".format(*listener.getsockname())
                 command = [CLIENT, "--target", target, "--engine", engine, "--workload", "storm", "--json", "-"]
-                with Program([*command, "--connections", "400", "--timeout", str(BOUND_S)]) as client:
+                with Program([*command, "--connections", "100", "--timeout", str(BOUND_S)]) as client:
                     # None is answered before all have come.
-                    socks = [listener.accept()[0] for _ in range(400)]
+                    socks = [listener.accept()[0] for _ in range(100)]
                     for sock in socks:
                         with sock:
                             sock.sendall(receive_exactly(sock, 20))
                     code, out, err = client.wait()
                 self.assertEqual((code, err), (0, ""))
                 result = json.loads(out)
-                self.assertEqual((result["attempts"], result["outcomes"]["echoed"]), (400, 400))
+                self.assertEqual((result["attempts"], result["outcomes"]["echoed"]), (100, 100))
 
     def test_hold_idles_and_says_its_phases(self) -> None:
         with Server("--strategy", "epoll") as server:
@@ -320,22 +339,22 @@ class Processes(unittest.TestCase):
                         options = ("--engine", engine, "--workload", workload, "--processes", "3")
                         more = ("--active", "4") if workload == "hold" else ()
                         code, result, err = run_client(
-                            server.target, *options, *more, "--connections", "50", "--requests", "400"
+                            server.target, *options, *more, "--connections", "12", "--requests", "60"
                         )
                         self.assertEqual((code, err), (0, ""))
                         check_sums(self, result)
                         self.assertEqual(result["client"]["processes"], 3)
-                        expected = {"crr": 400, "rr": 400, "storm": 50, "hold": 500}[workload]
+                        expected = {"crr": 60, "rr": 60, "storm": 12, "hold": 84}[workload]
                         self.assertEqual(result["attempts"], expected)
                         if workload == "hold":  # all are up before any is active, in whichever process
-                            self.assertEqual((result["peak_connections"], result["connections_opened"]), (50, 50))
+                            self.assertEqual((result["peak_connections"], result["connections_opened"]), (12, 12))
             server.finish()
 
     def test_one_per_connection(self) -> None:
         with Server("--strategy", "epoll") as server:
             command = [CLIENT, "--target", server.target, "--engine", "processes", "--workload", "rr", "--json", "-"]
             with Program([*command, "--connections", "6", "--duration", "60"]) as client:
-                wait_until(lambda: server.report()["totals"]["active"] == 6, "all are connected")
+                wait_until(lambda: totals_of(server)["active"] == 6, "all are connected")
                 self.assertEqual(len(client.group()), 7)
                 client.signal(signal.SIGTERM)
                 code, out, err = client.wait(10)
@@ -347,7 +366,7 @@ class Processes(unittest.TestCase):
             with self.subTest(number=number), Server("--strategy", "epoll") as server:
                 command = [CLIENT, "--target", server.target, "--workload", "rr", "--processes", str(number)]
                 with Program([*command, "--connections", "6", "--duration", "60"]) as client:
-                    wait_until(lambda: server.report()["totals"]["echoes"] > 100, "it runs")
+                    wait_until(lambda: totals_of(server)["echoes"] > 100, "it runs")
                     victim = [pid for pid in client.group() if pid != client.pid][-1]
                     os.kill(victim, signal.SIGKILL)
                     code, out, err = client.wait(10)  # and nothing of its group is left
@@ -358,7 +377,7 @@ class Processes(unittest.TestCase):
         with Server("--strategy", "epoll") as server:
             command = [CLIENT, "--target", server.target, "--workload", "rr", "--processes", "3"]
             with Program([*command, "--connections", "6", "--duration", "60"]) as client:
-                wait_until(lambda: server.report()["totals"]["echoes"] > 100, "it runs")
+                wait_until(lambda: totals_of(server)["echoes"] > 100, "it runs")
                 client.signal(signal.SIGKILL)
                 self.assertEqual(client.wait(10)[0], -signal.SIGKILL)
 
@@ -367,7 +386,7 @@ class Processes(unittest.TestCase):
             server = stack.enter_context(Server("--strategy", "epoll"))
             command = [CLIENT, "--target", server.target, "--workload", "rr", "--timeout", "600"]
             client = stack.enter_context(Program([*command, "--connections", "6", "--duration", "600"]))
-            wait_until(lambda: server.report()["totals"]["echoes"] > 100, "it runs")
+            wait_until(lambda: totals_of(server)["echoes"] > 100, "it runs")
             stop_process(server.pid)  # what is in flight now does not end
             # One may have been read and not answered when it stopped.
             wait_until(lambda: unread_at(server.address) >= 5, "requests are in flight")
@@ -439,9 +458,7 @@ class Usage(unittest.TestCase):
     def test_bad_usage(self) -> None:
         for options, says in [
             (("--rate", "0"), r"--rate.*0\.001 to 1000000"),
-            (("--rate", "-5"), "--rate"),
-            (("--rate", "fast"), "--rate"),
-            (("--rate", "nan"), "--rate"),
+            *((("--rate", value), "--rate") for value in ("-5", "fast", "nan")),
             (("--rate", "100", "--duration", "0"), "--duration.*0.001"),
             (("--rate", "100", "--arrivals", "bursts"), "even, poisson"),
             (("--arrivals", "even"), "--arrivals.*--rate"),
@@ -456,8 +473,7 @@ class Usage(unittest.TestCase):
             (("--requests-per-connection", "-1"), "--requests-per-connection"),
             (("--requests-per-connection", "2", "--workload", "hold"), "--requests-per-connection"),
             (("--requests-per-connection", "2", "--close-by", "server"), "--close-by"),
-            (("--hdr", ""), "--hdr"),
-            (("--hdr", "/no/such/folder/x"), "--hdr"),
+            *((("--hdr", value), "--hdr") for value in ("", "/no/such/folder/x")),
             (("--hdr", "-", "--json", "-"), "--hdr.*--json"),
         ]:
             with self.subTest(options=options):
@@ -467,19 +483,14 @@ class Usage(unittest.TestCase):
                 self.assertRegex(err, says)
 
     def test_the_number_of_processes_that_it_names_works(self) -> None:
-        def low_limit() -> None:
-            import resource
-
-            resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-
-        _, _, err = run_program(CLIENT, "--connections", "100", before_exec=low_limit)
+        low_limit = ("prlimit", "--nofile=64:64", CLIENT)
+        _, _, err = run_program(*low_limit, "--connections", "100")
         match = re.search(r"--processes (\d+)", err)
         assert match is not None, err
         with Server("--strategy", "epoll") as server:
             code, out, err = run_program(
-                *(CLIENT, "--target", server.target, "--workload", "hold", "--connections", "100"),
+                *(*low_limit, "--target", server.target, "--workload", "hold", "--connections", "100"),
                 *("--processes", match[1], "--duration", "0.2"),
-                before_exec=low_limit,
             )
         self.assertEqual((code, err), (0, ""), out)
 
