@@ -172,29 +172,34 @@ class Steering(unittest.TestCase):
 
     def test_least_loaded_spreads_ties(self) -> None:
         with start("reuseport:steer=least-loaded", workers=3) as server:
-            for _ in range(90):  # one after the other: all workers have nothing each time
+            for _ in range(60):  # one after the other: all workers have nothing each time
                 with connections(server.address, 1) as socks:
                     echo(socks[0])
                 wait_for_active(server, [0, 0, 0])
             report = server.finish().report
-        # By the same chance for each, below 5 of 90 has a probability of 1e-10.
-        self.assertGreaterEqual(min(row["accepted"] for row in workers_of(report)), 5)
+        # By the same chance for each, below 3 of 60 has a probability of 1e-7.
+        self.assertGreaterEqual(min(row["accepted"] for row in workers_of(report)), 3)
 
     def test_least_loaded_passes_over_the_dead(self) -> None:
-        for migrate in ("off", "on"):
-            ipc = f"reuseport:steer=least-loaded,migrate={migrate}"
-            with self.subTest(ipc=ipc), start(ipc) as server:
-                for _ in range(8):
-                    wait_for_successor(server, 0, kill(server, 0))
-                pid = kill(server, 0)  # the next one waits for 2 s, the longest back-off
-                wait_until(lambda: server.report()["degraded"], "the report says so")
-                with served(server, 20):
+        with contextlib.ExitStack() as stack:  # both at once, as each takes what the back-offs take
+            ipcs = [f"reuseport:steer=least-loaded,migrate={migrate}" for migrate in ("off", "on")]
+            servers = [stack.enter_context(start(ipc)) for ipc in ipcs]
+            for _ in range(8):
+                for server, pid in [(server, kill(server, 0)) for server in servers]:
+                    wait_for_successor(server, 0, pid)
+            dead = [(server, kill(server, 0)) for server in servers]  # the next one waits for 2 s
+            with contextlib.ExitStack() as held:
+                for server, _ in dead:
+                    wait_until(lambda server=server: server.report()["degraded"], "the report says so")
+                    held.enter_context(served(server, 20))
                     self.assertTrue(server.report()["degraded"], "the test was too slow to mean anything")
+                for server, pid in dead:
                     wait_for_successor(server, 0, pid)
                     with served(server, 20):
                         active = of_each(server, "active")
                         self.assertEqual(sum(active), 40)
                         self.assertLessEqual(abs(active[0] - active[1]), 2)  # a load may be read before it is corrected
+            for server in servers:
                 server.finish()
 
     def test_cpu_steers_by_the_cpu(self) -> None:
@@ -395,10 +400,10 @@ class AcceptLocks(unittest.TestCase):
                     ) as server,
                 ):
                     code, result, err = run_client(
-                        server.target, "--connections", "32", "--requests", "500", "--duration", str(BOUND_S)
+                        server.target, "--connections", "32", "--requests", "200", "--duration", str(BOUND_S)
                     )
                     self.assertEqual(code, 0, err)
-                    self.assertEqual(result["outcomes"]["echoed"], 500)
+                    self.assertEqual(result["outcomes"]["echoed"], 200)
 
                     def sleeps() -> bool:  # a worker may still be in its pause at first
                         before = switches(server)
@@ -410,12 +415,12 @@ class AcceptLocks(unittest.TestCase):
                         for sock in socks:
                             echo(sock)
                         wait_until(sleeps, "idle connections wake nobody", 5)
-                    self.assertEqual(server.finish().report["books"]["served"], 512)
+                    self.assertEqual(server.finish().report["books"]["served"], 212)
 
     def test_workers_killed_under_load(self) -> None:
         for wait in ("fcntl-lock", "mutex"):
             with self.subTest(wait=wait), start(f"inherited-listener:wait={wait}") as server:
-                for round_number in range(20):
+                for round_number in range(8):
                     slot = round_number % 2
                     with connections(server.address, 10) as socks:
                         pid = kill(server, slot)  # perhaps with the lock
@@ -424,7 +429,7 @@ class AcceptLocks(unittest.TestCase):
                     with connections(server.address, 5) as socks:
                         for sock in socks:
                             echo(sock)
-                    if round_number % 6 == 5:  # not at each: the back-off would take over
+                    if round_number % 4 == 3:  # not at each: the back-off would take over
                         wait_for_successor(server, slot, pid)
                     else:
                         wait_until(lambda: server.worker_pid(slot) not in (0, pid), "it is replaced")

@@ -46,13 +46,18 @@ PATTERN = random.Random(1).randbytes(1 << 20)  # a seed, so that a failure can b
 
 
 class Hold(unittest.TestCase):
-    """Ten thousand connections at once, which the project is named after; of a process for each, two thousand, as a
+    """Ten thousand connections at once, which the project is named after; of a process for each, two hundred, as a
     machine may take 10 ms of CPU for its start and its end. (With ten thousand: experiments/run_matrix quick.)"""
+
+    # What holds them is a loop, of a strategy or of the workers, or the acceptor. A method holds what is on its way:
+    # the others need more than its 1024 places, and than the 1024 descriptors of an fd_set in each of two workers.
+    PASSING = 2_500
 
     @for_each(all_shapes)
     def test_all_connections_are_held_and_echo(self, shape: Shape) -> None:
         fork = shape.strategy == "fork"
-        count = scaled(2_000 if fork else 10_000, 200 if fork else 1000)
+        passing = shape.pool and shape.method != "scm-seqpacket" and not shape.connections_stay
+        count = scaled(200 if fork else self.PASSING if passing else 10_000, 200 if fork else 1000)
         with shape.start() as server:
             code, result, err = run_client(
                 server.target,
@@ -76,14 +81,17 @@ class Loops(unittest.TestCase):
     @for_each(loop_shapes)
     def test_every_loop_with_every_method(self, shape: Shape) -> None:
         with shape.start() as server:
-            code, result, err = run_client(
-                server.target, "--connections", "32", "--requests", "500", "--duration", str(BOUND_S)
-            )
-            self.assertEqual(code, 0, err)
-            self.assertEqual(result["outcomes"]["echoed"], 500)
+            for _ in range(3):  # the numbers of those that have ended are used again
+                with connections(server.address, 32) as socks:
+                    for sock in socks:
+                        sock.sendall(b"hello")
+                    for sock in socks:
+                        self.assertEqual(support.receive_exactly(sock, 5), b"hello")
+                        echo(sock)
             report = server.finish().report
         self.assertEqual(report["options"]["loop"], shape.options[-1])
-        self.assertEqual(report["books"]["served"], 500)
+        self.assertEqual(report["totals"]["echoes"], 2 * 96)
+        self.assertEqual(report["books"]["served"], 96)
 
 
 class Bytes(unittest.TestCase):
@@ -110,25 +118,36 @@ class Bytes(unittest.TestCase):
         return bytes(got)
 
     @for_each(all_shapes)
-    def test_echo_byte_for_byte(self, shape: Shape) -> None:
-        with shape.start() as server, connections(server.address, 4) as socks:
-            for sock in socks:
+    def test_every_byte_until_the_end(self, shape: Shape) -> None:
+        with shape.start() as server:
+            for part in (self.byte_for_byte, self.half_closed, self.urgent_bytes, self.resets_harm_nobody_else):
+                with self.subTest(part=part.__name__):
+                    part(server)
+            report = server.finish().report
+        self.assertEqual(report["worker_deaths"], 0)
+        self.assertEqual(report["books"]["lost"], 0)
+
+    def byte_for_byte(self, server: Server) -> None:
+        large = 2
+        with connections(server.address, 4) as socks:
+            for number, sock in enumerate(socks):
                 echo(sock)
                 for value in b"one at a time\0\xff":
                     echo(sock, bytes([value]))
-                self.assertEqual(self.exchange(sock, PATTERN), PATTERN)
+                if number < large:
+                    self.assertEqual(self.exchange(sock, PATTERN), PATTERN)
                 echo(sock)
             with connect(server.address) as silent:  # says nothing, and is no hindrance
                 echo(socks[0])
                 self.assertFalse(support.readable(silent, 0))
-            close_all(socks)
-            report = server.finish().report
-        self.assertEqual(report["totals"]["bytes"], 4 * (20 + 15 + (1 << 20) + 20) + 20)
-        self.assertEqual(report["totals"]["errors"], {})
+        totals = wait_until(lambda: now if (now := totals_of(server))["finished"] == 5 else {}, "all have ended")
+        self.assertEqual(totals["bytes"], 4 * (20 + 15 + 20) + (large << 20) + 20)
+        self.assertEqual(totals["errors"], {})
 
-    @for_each(all_shapes)
-    def test_half_close_gets_everything_and_then_the_end(self, shape: Shape) -> None:
-        with shape.start() as server, connections(server.address, 3) as (small, large, empty):
+    def half_closed(self, server: Server) -> None:
+        """It gets everything, and then the end."""
+        before = server.report()["books"]["served"]
+        with connections(server.address, 3) as (small, large, empty):
             small.sendall(b"last words")
             small.shutdown(socket.SHUT_WR)
             self.assertEqual(support.receive_exactly(small, 11), b"last words")
@@ -137,23 +156,20 @@ class Bytes(unittest.TestCase):
             large.sendall(PATTERN[:200_000])
             large.shutdown(socket.SHUT_WR)
             self.assertEqual(support.receive_exactly(large, 200_001), PATTERN[:200_000])
-            self.assertEqual(server.finish().report["books"]["served"], 3)
+            wait_until(lambda: server.report()["books"]["served"] == before + 3, "all three are served")
 
-    @for_each(all_shapes)
-    def test_urgent_bytes_stay_in_the_stream(self, shape: Shape) -> None:
-        with shape.start() as server, connect(server.address) as sock:
+    def urgent_bytes(self, server: Server) -> None:
+        """They stay in the stream."""
+        with connect(server.address) as sock:
             echo(sock)
-            for _ in range(20):
+            for _ in range(10):
                 sock.sendall(b"before")
                 sock.send(b"U", socket.MSG_OOB)
                 sock.sendall(b"behind")
                 self.assertEqual(support.receive_exactly(sock, 13), b"beforeUbehind")
-            sock.close()
-            server.finish()
 
-    @for_each(all_shapes)
-    def test_resets_harm_nobody_else(self, shape: Shape) -> None:
-        with shape.start() as server, connect(server.address) as other:
+    def resets_harm_nobody_else(self, server: Server) -> None:
+        with connect(server.address) as other:
             echo(other)
             stopped = server.group()
             for pid in stopped:
@@ -174,15 +190,21 @@ class Bytes(unittest.TestCase):
             with connections(server.address, 4) as socks:
                 for sock in socks:
                     echo(sock)
-            other.close()
-            report = server.finish().report
-        self.assertEqual(report["worker_deaths"], 0)
-        self.assertEqual(report["books"]["lost"], 0)
 
     @for_each(all_shapes)
-    def test_slow_reader_costs_bounded_memory(self, shape: Shape) -> None:
+    def test_slow_readers_and_busy_writers(self, shape: Shape) -> None:
+        with shape.start(workers=1) as server:
+            for part in (self.slow_reader_costs_bounded_memory, self.busy_writer_does_not_starve_others):
+                with self.subTest(part=part.__name__):
+                    part(server)
+            server.finish()
+
+    def slow_reader_costs_bounded_memory(self, server: Server) -> None:
         most = 64 << 20
-        with shape.start(workers=1) as server, connections(server.address, 2) as (slow, other):
+        with connect(server.address) as other, socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)  # the kernel keeps less for the server
+            slow.settimeout(BOUND_S)
+            slow.connect(server.address)
             echo(slow)
             echo(other)
             before = sum(map(support.rss_bytes, server.group()))
@@ -191,7 +213,7 @@ class Bytes(unittest.TestCase):
             writable.register(slow, select.POLLOUT)
             sent = 0
             # Nothing announces that a server has stopped taking; too early a guess only makes it easier.
-            while sent < most and writable.poll(300):
+            while sent < most and writable.poll(200):
                 offset = sent % len(PATTERN)
                 with contextlib.suppress(BlockingIOError):
                     sent += slow.send(memoryview(PATTERN)[offset : offset + 65_536])
@@ -210,12 +232,9 @@ class Bytes(unittest.TestCase):
                     self.fail(f"wrong bytes behind {received}")
                 received += len(chunk)
             self.assertEqual(received, sent)
-            other.close()
-            server.finish()
 
-    @for_each(all_shapes)
-    def test_busy_writer_does_not_starve_others(self, shape: Shape) -> None:
-        with shape.start(workers=1) as server, connections(server.address, 2) as (busy, other):
+    def busy_writer_does_not_starve_others(self, server: Server) -> None:
+        with connections(server.address, 2) as (busy, other):
             flowing, enough = threading.Event(), threading.Event()
 
             def write() -> None:
@@ -237,7 +256,7 @@ class Bytes(unittest.TestCase):
             try:
                 self.assertTrue(flowing.wait(BOUND_S))
                 times = []
-                for _ in range(50):
+                for _ in range(20):
                     began = time.monotonic()
                     echo(other)
                     times.append(time.monotonic() - began)
@@ -248,8 +267,6 @@ class Bytes(unittest.TestCase):
                     thread.join()
             # One or two may meet a busy machine; who is starved waits each time.
             self.assertLess(sorted(times)[-3], 1, "seconds for an echo beside a busy connection")
-            close_all([busy, other])
-            server.finish()
 
 
 class CloseAfterEcho(unittest.TestCase):
@@ -262,14 +279,12 @@ class CloseAfterEcho(unittest.TestCase):
                 with connect(server.address) as sock:
                     echo(sock, PATTERN[:size])
                     self.assertEqual(sock.recv(1), b"", "an orderly end, not a reset")
-            code, result, err = run_client(
-                server.target,
-                *("--close-by", "server", "--connections", "32", "--requests", "300"),
-                *("--duration", str(BOUND_S)),
-            )
-            self.assertEqual(code, 0, err)
-            self.assertEqual(result["outcomes"]["echoed"], 300)
-            self.assertEqual(server.finish().report["books"]["served"], 303)
+            with connections(server.address, 32) as socks:
+                for sock in socks:
+                    sock.sendall(PATTERN[:20])
+                for sock in socks:
+                    self.assertEqual(support.receive_exactly(sock, 21), PATTERN[:20])
+            self.assertEqual(server.finish().report["books"]["served"], 35)
 
 
 class AcceptQueue(unittest.TestCase):
@@ -290,7 +305,7 @@ class AcceptQueue(unittest.TestCase):
     @for_each(all_shapes)
     def test_a_short_queue_overflows_and_says_so(self, shape: Shape) -> None:
         with shape.start("--backlog", "4", "--accept-drain", "one", "--drain-timeout", "1") as server:
-            socks = self.storm(server, 300)
+            socks = self.storm(server, 60)
             wait_until(lambda: totals_of(server)["accepted"] >= 4, "the queue is accepted")
             listener = server.report()["listener"]
             close_all(socks)
@@ -301,7 +316,8 @@ class AcceptQueue(unittest.TestCase):
 
     @for_each(all_shapes)
     def test_the_default_queue_does_not(self, shape: Shape) -> None:
-        count = scaled(1000, 100 if shape.strategy == "fork" else 1000)
+        # More than 128, the common default, in each of two listeners; a process for each only as few as it takes.
+        count = scaled(140, 100) if shape.strategy == "fork" else 320
         with shape.start() as server:
             socks = self.storm(server, count)
             wait_until(lambda: totals_of(server)["accepted"] == count, "all are accepted")
