@@ -25,16 +25,21 @@ async function filters(page) {
   const found = {};
   const controls = await page.$$eval("#filters select", (all) =>
     all.map((one) => ({name: one.name, values: [...one.options].map((option) => option.value)})));
+  // The last one is cleared when the next one is set: to draw all rows takes seconds.
+  let last;
+  const clearLast = async () => {
+    if (last) await page.selectOption(`select[name=${last}]`, "");
+    await settled(page);
+  };
   for (const {name, values} of controls) {
     if (values.length < 2) continue;
     await page.selectOption(`select[name=${name}]`, values.at(-1));
-    await settled(page);
+    await clearLast();
     found[name] = {value: values.at(-1), ...await page.evaluate(seen)};
-    await page.selectOption(`select[name=${name}]`, "");
-    await settled(page);
+    last = name;
   }
   await page.fill("input[name=way]", "POLL");
-  await settled(page);
+  await clearLast();
   found.way = {value: "poll", ...await page.evaluate(seen)};
   return found;
 }

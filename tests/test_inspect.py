@@ -22,8 +22,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import made_up_runs  # noqa: E402
-from matrix_support import BOUND_S, ROOT, OneLine  # noqa: E402
-from matrix import rows, spec, store  # noqa: E402
+from matrix_support import BOUND_S, ROOT, OneLine, run_inside  # noqa: E402
+from matrix import inspect_cli, rows, spec, store  # noqa: E402
 
 REPETITIONS = 5
 MATRIX = """
@@ -93,11 +93,17 @@ class Case(OneLine):
         made.cells = [one for one in made.cells if one["way"] != drop]
         return made_up_runs.write(made, cls.folder / name)
 
-    def call(self, *arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    def start(self, *arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        """The program; call() does all that it does but the start."""
         done = subprocess.run(
             [str(ROOT / "experiments" / "inspect"), *arguments], env={**os.environ, **environment},
             capture_output=True, encoding="utf-8", errors="replace", timeout=BOUND_S, check=False,
         )
+        self.assertEqual(done.returncode, code, done.stderr)
+        return done
+
+    def call(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = run_inside(inspect_cli.main, *arguments)
         self.assertEqual(done.returncode, code, done.stderr)
         return done
 
@@ -146,7 +152,7 @@ class Rows(Case):
 
 class Views(Case):
     def test_the_default_is_ranked_bars_and_the_table(self) -> None:
-        shown = self.inspect().stdout
+        shown = self.start(str(self.folder / "run")).stdout
         bars, table = shown.split("Best first")
         order = ["reuseport:steer=hash", "epoll", "scm-stream", "scm-stream, uring", "fork"]
         drawn = [line for line in bars.split("rr, requests/s")[0].splitlines() if "█" in line]
@@ -159,7 +165,7 @@ class Views(Case):
                 self.assertLessEqual(len(line), 80, line)
 
     def test_a_terminal_without_blocks_gets_plain_bars(self) -> None:
-        shown = self.inspect("--metric", "rate", PYTHONIOENCODING="iso-8859-1").stdout
+        shown = self.start(str(self.folder / "run"), "--metric", "rate", PYTHONIOENCODING="iso-8859-1").stdout
         self.assertNotIn("█", shown)
         self.assertRegex(shown, r"epoll .* base +#+=")
 
@@ -278,7 +284,7 @@ class Usage(Case):
         ):
             with self.subTest(arguments=arguments):
                 self.assert_one_line(self.inspect(*arguments, code=2), *parts)
-        self.assert_one_line(self.call("--compare", "a", "b", "--baseline", "c", code=2), "--baseline")
+        self.assert_one_line(self.start("--compare", "a", "b", "--baseline", "c", code=2), "--baseline")
         self.assert_one_line(self.call("--compare", str(self.folder / "run"), "nowhere", code=1), "nowhere")
 
 

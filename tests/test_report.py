@@ -17,14 +17,16 @@ import unittest
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import made_up_runs  # noqa: E402
 from made_up_runs import ROOT  # noqa: E402
-from matrix import charts, figures, findings, losses, page, pictures, points, rows, spec, store, topics  # noqa: E402
+from matrix import charts, figures, findings, inspect_cli, losses, page, pictures, points, rows  # noqa: E402
+from matrix import spec, store, topics  # noqa: E402
+from matrix_support import run_inside  # noqa: E402
 
-INSPECT = str(ROOT / "experiments" / "inspect")
 QUICK = ROOT / "experiments" / "reference" / "quick"
 CHROMIUM = shutil.which("chromium") or ""
 BOUND_S = 90  # for whatever a test waits for; reached only when it fails
@@ -129,7 +131,7 @@ def make_run(folder: Path) -> Path:
 
 
 def inspect(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([INSPECT, *arguments], capture_output=True, text=True, timeout=BOUND_S, check=False)
+    done = run_inside(inspect_cli.main, *arguments)
     assert done.returncode == code, f"exit code {done.returncode}: {done.stderr}"
     return done
 
@@ -337,11 +339,13 @@ class Judgement(unittest.TestCase):
 
 @unittest.skipIf(pictures.missing(), f"{pictures.missing()}: experiments/setup --no-build installs it")
 class Pictures(Case):
-    def setUp(self) -> None:
-        self.notes = self.folder / "NOTES.md"
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        cls.notes = cls.folder / "NOTES.md"
         marks = "<!-- table:synthetic begin -->\n<!-- table:synthetic end -->\n"
-        self.notes.write_text(f"{marks}![CPU](run/cpu-crr.svg) ![table](run/table.svg)\n")
-        inspect(str(self.made), "--update-notes", "--notes", str(self.notes))
+        cls.notes.write_text(f"{marks}![CPU](run/cpu-crr.svg) ![table](run/table.svg)\n")
+        inspect(str(cls.made), "--update-notes", "--notes", str(cls.notes))
 
     def check(self, code: int = 0) -> str:
         return inspect(str(self.made), "--check-notes", "--notes", str(self.notes), code=code).stderr
@@ -359,16 +363,22 @@ class Pictures(Case):
     def test_the_notes_name_what_is_drawn_and_a_changed_picture_is_found(self) -> None:
         picture = self.made / "cpu-crr.svg"
         text = picture.read_text()
+        self.addCleanup(picture.write_text, text)
         self.assertEqual([path.name for path in self.made.glob("*.svg")], ["cpu-crr.svg"])
         self.check()
-        picture.write_text(text.replace("<svg", '<svg id="another"', 1))
-        self.assertIn("differs from the run's data; remedy: experiments/inspect", self.check(code=1))
-        picture.write_text(re.sub("data: .", "data: x", text))
-        self.assertIn("differs", self.check(code=1))
-        picture.unlink()
-        self.assertIn("No such file", self.check(code=1))
+        drawn = pictures._render(pictures._shown(store.load(self.made), self.notes))
+        # Drawn the same each time, so once is enough.
+        with mock.patch.object(pictures, "_render", lambda _: drawn):
+            for damaged, says in ((text.replace("<svg", '<svg id="another"', 1),
+                                   "differs from the run's data; remedy: experiments/inspect"),
+                                  (re.sub("data: .", "data: x", text), "differs")):
+                picture.write_text(damaged)
+                self.assertIn(says, self.check(code=1))
+            picture.unlink()
+            self.assertIn("No such file", self.check(code=1))
 
     def test_an_unknown_chart_is_one_line(self) -> None:
+        self.addCleanup(self.notes.write_text, self.notes.read_text())
         self.notes.write_text(self.notes.read_text() + "![x](run/cpu-rr.svg)\n")
         said = self.check(code=1)
         self.assertEqual(len(said.splitlines()), 1)
