@@ -276,7 +276,7 @@ TEST_P(HandoffSinks, WorkerKilledAtAnyMomentDoesNotHangTheSink) {
   // A connection that leaves its descriptor must be made for each hand-over, which takes its time.
   const bool one_each = configured_.entry->consumes_connection;
   const bool variant = GetParam().find(':') != std::string::npos;
-  for (int round = 0; round < (one_each || variant ? 20 : 100); ++round) {
+  for (int round = 0; round < (one_each || variant ? 5 : 15); ++round) {
     Supply supply(method());
     LinkedWorker worker(method(), request(), [&](ConnectionSource& source, int control) {
       say(control, 's');
