@@ -266,6 +266,7 @@ TEST_F(CompletionEchoes, NumbersReusedInTheSameTurnDoNotMixConnections) {
   CompletionEcho echo(loop_, {}, *counters_, 4);
   std::mt19937 random(7);
   std::map<int, std::pair<OwnedFd, std::string>> clients;
+  constexpr int count = 2000;
   int served = 0;
   std::function<void()> step = [&] {
     for (auto entry = clients.begin(); entry != clients.end();) {
@@ -282,7 +283,7 @@ TEST_F(CompletionEchoes, NumbersReusedInTheSameTurnDoNotMixConnections) {
       }
       entry = clients.erase(entry);  // some before their echo has come
     }
-    while (clients.size() < 40 && served < 5000) {
+    while (clients.size() < 40 && served < count) {
       auto [left, right] = unix_pair(SOCK_STREAM);
       const std::string text = std::to_string(served++) + std::string(random() % 9000, '.');
       send_text(right.get(), text);
@@ -290,7 +291,7 @@ TEST_F(CompletionEchoes, NumbersReusedInTheSameTurnDoNotMixConnections) {
       clients.emplace(key, std::make_pair(std::move(right), text));
       serve(echo, std::move(left));
     }
-    if (served == 5000 && clients.empty() && echo.active() == 0) loop_.stop();
+    if (served == count && clients.empty() && echo.active() == 0) loop_.stop();
   };
   loop_.at_end_of_turn(step);
   loop_.after(std::int64_t{patience_ms} * 1'000'000, [&] {
@@ -300,7 +301,7 @@ TEST_F(CompletionEchoes, NumbersReusedInTheSameTurnDoNotMixConnections) {
   std::function<void()> again = [&] { loop_.after(50'000, again); };
   again();
   loop_.run();
-  EXPECT_EQ(counters_->finished.get(), 5000U);
+  EXPECT_EQ(counters_->finished.get(), static_cast<unsigned>(count));
 }
 
 TEST_F(CompletionEchoes, ASlowReaderGetsEveryByteInOrder) {
