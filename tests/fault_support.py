@@ -166,19 +166,8 @@ def wait_for_open_files(pid: int, before: list[str], what: str) -> None:
     assert not more and not fewer, f"{what}: {dict(more)} more, {dict(fewer)} fewer than before"
 
 
-def wait_for_new_worker(server: support.Server, slot: int, old: int) -> int:
-    """The successor, and it serves."""
-
-    def pid() -> int:
-        report = server.report()
-        now = next(row["pid"] for row in support.workers_of(report) if row["slot"] == slot)
-        return now if now not in (0, old) and not report["degraded"] else 0
-
-    return support.wait_until(pid, f"worker {slot} is replaced")
-
-
 def wait_for_new_workers(server: support.Server, old: dict[int, int]) -> None:
-    """The same of several slots, by one report for all of them."""
+    """The successors of some slots, and they serve; by one report for all of them."""
 
     def replaced() -> bool:
         report = server.report()
@@ -186,6 +175,16 @@ def wait_for_new_workers(server: support.Server, old: dict[int, int]) -> None:
         return not report["degraded"] and all(now[slot] not in (0, pid) for slot, pid in old.items())
 
     support.wait_until(replaced, f"workers {sorted(old)} are replaced")
+
+
+def echo_those_that_wait_at_sigterm(server: support.Server, count: int) -> None:
+    """Connected while the server is stopped, and SIGTERM is there before it can accept."""
+    server.stop_group()
+    with support.connections(server.address, count) as socks:
+        server.signal(signal.SIGTERM)
+        server.signal_group(signal.SIGCONT)
+        for sock in socks:
+            support.echo(sock)
 
 
 def row_of(server: support.Server, slot: int) -> dict[str, Any]:

@@ -66,6 +66,15 @@ def readable(descriptor: Any, seconds: float = BOUND_S) -> bool:
 # What a program is started by: SIGKILL when the test itself is killed, as ctest does at its time limit.
 _DIE_WITH_US = ["/usr/bin/setpriv", "--pdeathsig", "KILL", "--"]
 
+NOBODY = 65534
+
+
+def as_user(user: int) -> tuple[str, ...]:
+    """What a program is started by as another user: that takes the request away, so it comes once more."""
+    return ("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", *_DIE_WITH_US[1:])
+
+
+
 # A test that is asked to end still cleans up.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
@@ -124,7 +133,6 @@ class Program:
     def __init__(
         self,
         command: list[str],
-        before_exec: Callable[[], object] | None = None,
         environment: Callable[[str], dict[str, str]] = lambda folder: {},
         guarded: bool = False,
     ) -> None:
@@ -132,12 +140,6 @@ class Program:
         `guarded`: what it leaves in its group when it ends also dies with us, though that is nobody's child then."""
         self._guarding, theirs = socket.socketpair() if guarded else (None, None)
         self._guard = 0
-
-        def prepare() -> None:
-            if theirs:
-                start_guard(theirs)
-            if before_exec:
-                before_exec()
 
         self._folder = tempfile.TemporaryDirectory(prefix="c10k-test-")
         self.folder = Path(self._folder.name)
@@ -151,7 +153,7 @@ class Program:
                 stderr=err,
                 start_new_session=True,
                 # Without it the child is made by vfork: a copy of this interpreter costs more than most programs.
-                preexec_fn=prepare if before_exec or guarded else None,
+                preexec_fn=(lambda: start_guard(theirs)) if theirs else None,
             )
         if self._guarding and theirs:
             theirs.close()
@@ -196,6 +198,11 @@ class Program:
     def signal_group(self, number: int) -> None:
         os.killpg(self.pid, number)
 
+    def stop_group(self) -> None:
+        """SIGSTOP to each of its processes, and all have stopped."""
+        for pid in self.group():
+            stop_process(pid)
+
     def wait(self, bound_s: float = BOUND_S) -> tuple[int, str, str]:
         """Its exit code (negative: the signal), stdout and stderr. Fails when it does not end by itself."""
         if not self.has_ended(bound_s):
@@ -237,14 +244,8 @@ class Program:
 class Server(Program):
     """A c10k-server on a port of its own, ready to be connected to."""
 
-    def __init__(
-        self,
-        *options: str,
-        wrapper: Iterable[str] = (),
-        report: str | None = None,
-        host: str = "127.0.0.1",
-        **popen: Any,
-    ) -> None:
+    def __init__(self, *options: str, wrapper: Iterable[str] = (), report: str | None = None,
+                 host: str = "127.0.0.1", **popen: Any) -> None:  # fmt: skip
         self._reports = tempfile.TemporaryDirectory(prefix="c10k-test-")
         os.chmod(self._reports.name, 0o777)  # the server may run as another user
         self.report_path = Path(self._reports.name) / "report.json"

@@ -189,7 +189,7 @@ class StoppedWorker(unittest.TestCase):
                 self.assertEqual((len(echoed), closed), (8, 0))
                 if victim["active"]:  # else it owes nothing, and may have had nothing
                     self.assertEqual(sum(still_echoes(sock) for sock in early), 4 - victim["active"])
-                    faults.wait_for_new_worker(server, 0, victim["pid"])
+                    faults.wait_for_new_workers(server, {0: victim["pid"]})
                 close_all(late)
             close_all(early)
             if faults.row_of(server, 0)["pid"] == victim["pid"] and not faults.has_ended(victim["pid"]):
@@ -372,10 +372,9 @@ class AcceptErrors(unittest.TestCase):
         self.assertRegex(finished.err, r"worker 0 \(process \d+\) ended: exit code 2")
 
 
-def as_user(user: int) -> tuple[str, ...]:
+def with_few(user: int) -> tuple[str, ...]:
     """Another user, with few descriptors: what is in flight is bounded by its RLIMIT_NOFILE (unix(7))."""
-    who = (f"--reuid={user}", f"--regid={user}", "--clear-groups")
-    return ("prlimit", "--nofile=100:100", "--", "setpriv", *who, "--pdeathsig", "KILL", "--")
+    return ("prlimit", "--nofile=100:100", "--", *support.as_user(user))
 
 
 # Has 120 descriptors in flight until it ends.
@@ -401,12 +400,12 @@ class TooManyReferences(unittest.TestCase):
         @for_each(sink_shapes)
         def each(_: unittest.TestCase, shape: Shape) -> None:
             try:
-                server = shape.start("--worker-deadline", "0", wrapper=as_user(user))
+                server = shape.start("--worker-deadline", "0", wrapper=with_few(user))
             except AssertionError as error:
                 self.assertIn("not permitted", str(error))
                 return
             with server:
-                with Program([*as_user(user), "/usr/bin/python3", "-IS", "-c", IN_FLIGHT]) as other:
+                with Program([*with_few(user), "/usr/bin/python3", "-IS", "-c", IN_FLIGHT]) as other:
                     self.assertEqual(other.read_line(), "full\n", other.err_text())
                     with connections(server.address, 10) as socks:
                         greet(socks)

@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import process_support as support  # noqa: E402
+from fault_support import echo_those_that_wait_at_sigterm  # noqa: E402
 from process_support import (  # noqa: E402
     BOUND_S,
     Server,
@@ -59,14 +60,7 @@ class Drain(unittest.TestCase):
     def test_sigterm_lets_clients_finish(self, shape: Shape) -> None:
         with shape.start("--drain-timeout", "600") as server, connections(server.address, 10) as socks:
             self.report_while_it_runs(shape, server, socks)
-            # Connected while the server is stopped, and SIGTERM is there before it can accept.
-            for pid in server.group():
-                support.stop_process(pid)
-            with connections(server.address, 20) as late:
-                server.signal(signal.SIGTERM)
-                server.signal_group(signal.SIGCONT)
-                for sock in late:
-                    echo(sock)
+            echo_those_that_wait_at_sigterm(server, 20)
             self.go_on_in_a_drain(server, socks)
             socks.pop().close()
             for sock in socks:

@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import process_support as support  # noqa: E402
+from fault_support import echo_those_that_wait_at_sigterm  # noqa: E402
 from process_support import (  # noqa: E402
     BOUND_S,
     SERVER,
@@ -324,13 +325,7 @@ class DeathWithAFullQueue(unittest.TestCase):
 
     def test_migrate_on_drains_what_waits(self) -> None:
         with start("reuseport:migrate=on", "--drain-timeout", "600") as server:
-            for pid in server.group():
-                support.stop_process(pid)
-            with connections(server.address, 40) as socks:
-                server.signal(signal.SIGTERM)
-                server.signal_group(signal.SIGCONT)
-                for sock in socks:
-                    echo(sock)
+            echo_those_that_wait_at_sigterm(server, 40)
             self.assertEqual(server.finish(0).report["books"]["served"], 40)
 
 

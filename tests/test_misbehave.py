@@ -14,7 +14,7 @@ import sys
 import time
 import unittest
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +57,11 @@ def some_at_once(shapes: Callable[[], list[Shape]]) -> Callable[..., Callable[[u
 
     def decorate(test: Callable[[Any, Shape], None]) -> Callable[[unittest.TestCase], None]:
         def run(self: unittest.TestCase) -> None:
-            begun: dict[Shape, Future[None]] = {}
-            with ThreadPoolExecutor(4) as pool:
-                for_each(shapes)(lambda self, shape: begun.update({shape: pool.submit(test, self, shape)}))(self)
-            for shape, future in begun.items():
+            chosen: list[Shape] = []
+            for_each(shapes)(lambda _, shape: chosen.append(shape))(self)
+            for shape, ran in test_client.at_once(lambda shape: test(self, shape), chosen, 4):
                 with self.subTest(shape=shape.name):
-                    future.result()
+                    ran.result()
 
         return run
 

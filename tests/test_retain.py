@@ -61,7 +61,7 @@ class Taken(unittest.TestCase):
                     end(victim["pid"])
                     greet(socks)
                     self.assertEqual(len(outcomes(socks)[0]), 40)
-                    faults.wait_for_new_worker(server, victim["slot"], victim["pid"])
+                    faults.wait_for_new_workers(server, {victim["slot"]: victim["pid"]})
                 books = server.report()["books"]
                 self.assertEqual((books["active"], books["lost"], books["balanced"]), (40, 0, True))
                 close_all(socks)

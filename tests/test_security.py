@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import process_support as support  # noqa: E402
 from process_support import (  # noqa: E402
+    NOBODY,
     Server,
     Shape,
     all_shapes,
@@ -35,8 +36,6 @@ from process_support import (  # noqa: E402
     wait_until,
 )
 from upgrade_support import end, newest, place, sighup  # noqa: E402
-
-NOBODY = 65534
 
 
 def trusted(shape: Shape) -> str:
@@ -62,12 +61,6 @@ def rights_of(pid: int) -> dict[str, str]:
 def no_leak_check(_: str) -> dict[str, str]:
     """The leak sanitizer of a process that ends by exit() needs ptrace and clone, which it may not call."""
     return {"ASAN_OPTIONS": "detect_leaks=0"}
-
-
-def become_nobody() -> None:
-    os.setgroups([])
-    os.setgid(NOBODY)
-    os.setuid(NOBODY)
 
 
 @unittest.skipUnless(os.getuid() == 0, "needs root to become another user")
@@ -198,12 +191,13 @@ class Confined(unittest.TestCase):
         code, out, err = support.run_program(*command, "no-such-user")
         self.assertEqual((code, out, err.count("\n")), (2, "", 1), err)
         self.assertIn("--user: there is no user 'no-such-user'", err)
-        code, out, err = support.run_program(*command, "1", before_exec=become_nobody)
+        code, out, err = support.run_program(*support.as_user(NOBODY), *command, "1")
         self.assertEqual((code, out, err.count("\n")), (2, "", 1), err)
         self.assertIn(f"--user: uid {NOBODY} may not become 1", err)
 
     def test_who_is_that_user_already_needs_no_root(self) -> None:
-        with Server("--strategy", "pool", "--workers", "1", "--user", "nobody", before_exec=become_nobody) as server:
+        options = ("--strategy", "pool", "--workers", "1", "--user", "nobody")
+        with Server(*options, wrapper=support.as_user(NOBODY)) as server:
             with connect(server.address) as sock:
                 echo(sock)
             self.check_rights(server.worker_pid(0))

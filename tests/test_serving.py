@@ -171,9 +171,7 @@ class Bytes(unittest.TestCase):
     def resets_harm_nobody_else(self, server: Server) -> None:
         with connect(server.address) as other:
             echo(other)
-            stopped = server.group()
-            for pid in stopped:
-                support.stop_process(pid)
+            server.stop_group()
             for _ in range(10):  # gone before they are accepted
                 reset(connect(server.address))
             server.signal_group(signal.SIGCONT)
@@ -292,8 +290,7 @@ class AcceptQueue(unittest.TestCase):
 
     def storm(self, server: Server, count: int) -> list[socket.socket]:
         """Connects while nobody can accept: what the queue does is decided by its length alone."""
-        for pid in server.group():
-            support.stop_process(pid)
+        server.stop_group()
         socks = []
         for _ in range(count):
             sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)

@@ -23,10 +23,9 @@ import seccomp
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import process_support as support  # noqa: E402
-from process_support import Result, Server, connections, echo, listing, wait_until  # noqa: E402
+from process_support import NOBODY, Result, Server, connections, echo, listing, wait_until  # noqa: E402
 from upgrade_support import newest, place, sighup  # noqa: E402
 
-NOBODY = 65534
 IPPROTO_TCP, TCP_REPAIR = socket.IPPROTO_TCP, 19
 
 
@@ -68,7 +67,7 @@ REFUSALS = [
 REMEDY = "as root|set kernel.io_uring_disabled"
 
 
-AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--pdeathsig", "KILL", "--")
+AS_NOBODY = support.as_user(NOBODY)
 
 
 def under(refusals: Iterable[Refusal], do: Callable[[], Result]) -> Result:
