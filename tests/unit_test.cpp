@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <sys/wait.h>
 
+#include <array>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -17,6 +18,7 @@
 #include "ipc/tcp_message.hpp"
 #include "ipc/usage.hpp"
 #include "tests/support.hpp"
+#include "workers/active_counts.hpp"
 
 namespace c10k::testing {
 namespace {
@@ -234,6 +236,26 @@ TEST(NumberRings, NeverMoreWaitThanThereAreSlots) {
   ring.publish(std::size_t{1} << 40);
   EXPECT_EQ(ring.waiting(), NumberRing::slots);
   EXPECT_EQ(ring.room(), 0U);
+}
+
+TEST(SharedLimits, WorkersThatClaimAtTheSameTimeStayWithin) {
+  constexpr std::size_t most = 3;
+  std::array<Counter, 2> counts;
+  SharedLimit first(counts, 0, most);
+  SharedLimit second(counts, 1, most);
+  EXPECT_EQ(first.claim(0, 2), 2U);
+  EXPECT_EQ(second.claim(0, 2), 1U);
+  EXPECT_EQ(second.claim(1, 2), 0U);
+  EXPECT_EQ(counts[0].get() + counts[1].get(), most);
+
+  counts[0].set(1);  // the first has one, the second none, and both have seen that when they announce
+  counts[1].set(0);
+  EXPECT_EQ(first.announce(1, 2), 2U);
+  counts[1].set_in_order(2);
+  EXPECT_EQ(first.settle(1, 2), 0U);
+  EXPECT_EQ(counts[0].get(), 1U);
+  EXPECT_EQ(second.settle(0, 2), 2U);
+  EXPECT_EQ(counts[1].get(), 2U);
 }
 
 TEST(Schedule, EvenTimesDoNotDrift) {

@@ -69,33 +69,17 @@ void Worker::leave_to_others() {
   source_->leave_to_others();
 }
 
-std::size_t Worker::claim_room() {
-  if (!accepts_ || options_.max_connections == 0) return batch_.size();
-  // The limit is of all workers together, who accept at the same time: so a worker counts what it is
-  // about to accept as its own first, and looks at the others' counts then. Of two who claim at once
-  // the later one sees both claims, and steps back by what is too much.
-  const auto open = [this] {
-    std::size_t sum = 0;
-    for (const Counter& active : active_) sum += active.get_in_order();
-    return sum;
-  };
+std::size_t Worker::room_under_limit_of_all() {
   const std::size_t most = options_.max_connections;
-  const std::size_t before = open();
-  claimed_ = before < most ? std::min(batch_.size(), most - before) : 0;
-  if (claimed_ == 0) return 0;
-  active_[slot_].set_in_order(service().active() + claimed_);
-  const std::size_t now = open();
-  if (now > most) {
-    claimed_ -= std::min(claimed_, now - most);
-    report_active();
-  }
+  if (!accepts_ || most == 0) return batch_.size();
+  claimed_ = SharedLimit(active_, slot_, most).claim(service().active(), batch_.size());
   return claimed_;
 }
 
 void Worker::take_batch() {
   const std::size_t room_of_own = room_under_cap();
   if (room_of_own == 0) return leave_to_others();
-  const std::size_t room_now = accepts_ ? std::min(room_of_own, claim_room()) : batch_.size();
+  const std::size_t room_now = accepts_ ? std::min(room_of_own, room_under_limit_of_all()) : batch_.size();
   // At --max-connections the rest stays in the kernel's queue, as HAProxy's maxconn does it.
   if (room_now == 0) return pause();
   counters_.receive_steps.add();

@@ -9,6 +9,7 @@
 
 #include "ipc/handoff.hpp"
 #include "strategies/event_loop.hpp"
+#include "workers/active_counts.hpp"
 #include "workers/counters.hpp"
 #include "workers/echo_service.hpp"
 #include "workers/loops.hpp"
@@ -35,9 +36,6 @@ inline constexpr char poke = 'p';        ///< To the worker: turn your loop.
 inline constexpr char look_again = 'a';  ///< To the worker: Worker::look_again().
 inline constexpr char retire = 'e';      ///< To the worker: Worker::retire().
 }  // namespace control
-
-/// How many connections each worker of a pool has open: one writer a slot.
-using ActiveCounts = std::span<Counter>;
 
 class Worker {
  public:
@@ -77,7 +75,7 @@ class Worker {
   void take_batch();
   void check_arrived(std::span<const Received> arrived);
   void pause();
-  [[nodiscard]] std::size_t claim_room();
+  [[nodiscard]] std::size_t room_under_limit_of_all();
   [[nodiscard]] std::size_t room_under_cap();
   void leave_to_others();
   [[nodiscard]] EchoService& service() { return serving_->service(); }
