@@ -177,6 +177,8 @@ class Order(Case):
             spec.select(matrix, ["few", "epoll"], None)
         with self.assertRaisesRegex(spec.UsageError, "'x\\*' selects nothing; allowed: crr, few, epoll"):
             spec.select(matrix, ["x*"], None)
+        with self.assertRaisesRegex(spec.UsageError, "'' selects nothing"):
+            spec.select(matrix, ["few", ""], None)
 
 
 class Shipped(unittest.TestCase):
