@@ -74,7 +74,6 @@ def as_user(user: int) -> tuple[str, ...]:
     return ("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", *_DIE_WITH_US[1:])
 
 
-
 # A test that is asked to end still cleans up.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 

@@ -128,6 +128,7 @@ class Reading(Case):
              + WORKLOAD, "way x", "--workers is ''"),
             (WHOLE + 'figure = "speed"\n', "'speed'", "client-cpu"),
             (WHOLE + 'ways = ["scm-*", "fork"]\n', "'fork' matches no way"),
+            (WHOLE + 'ways = ["scm-*", ""]\n', "'' matches no way"),
             (WHOLE + 'ways = ["epoll"]\nnot_ways = ["*"]\n', "leave no way"),
             (WHOLE + 'ways = "epoll"\n', "ways is 'epoll'", "list"),
             (WHOLE + "connections = []\n", "connections is a list of numbers"),

@@ -79,7 +79,8 @@ def options_of(argv: Sequence[str]) -> dict[str, str]:
 
 
 def _matches(way: Way, pattern: str) -> bool:
-    return any(fnmatch.fnmatchcase(text, pattern) for text in (way.name, way.group, way.kind))
+    words = filter(None, (way.name, way.group, way.kind))  # no group is not a group with an empty name
+    return any(fnmatch.fnmatchcase(word, pattern) for word in words)
 
 
 @dataclass(frozen=True)
@@ -366,7 +367,7 @@ def select(matrix: Matrix, patterns: list[str], repetitions: int | None) -> Matr
     for pattern in patterns:
         of_ways = {way.name for way in matrix.ways if _matches(way, pattern)}
         of_workloads = {load.name for load in matrix.workloads if fnmatch.fnmatchcase(load.name, pattern)}
-        if not pattern or not (of_ways or of_workloads):  # the group and kind of some ways are empty
+        if not of_ways and not of_workloads:
             known = [entry.name for entry in (*matrix.workloads, *matrix.ways)]
             raise UsageError(f"--only: '{pattern}' selects nothing; allowed: {', '.join(known)}, or a glob")
         ways |= of_ways
