@@ -130,15 +130,6 @@ def greet(socks: Iterable[socket.socket]) -> None:
             sock.sendall(HELLO)
 
 
-def open_files(pid: int) -> list[str]:
-    """What a process has open, numbers and inodes aside."""
-    found = []
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            found.append(re.sub(r":\[\d+\]", "", os.readlink(f"/proc/{pid}/fd/{name}")))
-    return sorted(found)
-
-
 def _connections(state: str, end: str, server: support.Address) -> list[list[str]]:
     """The TCP connections of this network namespace in a state of ss(8)'s, by one end's address: rows of
     Recv-Q, Send-Q, local and peer address. (/proc/net/tcp has all, and those in TIME_WAIT are many.)"""
@@ -160,8 +151,8 @@ def unread_at(server: support.Address) -> int:
 def wait_for_open_files(pid: int, before: list[str], what: str) -> None:
     """The process has open what it had before; fails with the difference."""
     with contextlib.suppress(AssertionError):
-        support.wait_until(lambda: open_files(pid) == before, what, 5)
-    now = open_files(pid)
+        support.wait_until(lambda: support.open_files(pid) == before, what, 5)
+    now = support.open_files(pid)
     more, fewer = Counter(now) - Counter(before), Counter(before) - Counter(now)
     assert not more and not fewer, f"{what}: {dict(more)} more, {dict(fewer)} fewer than before"
 

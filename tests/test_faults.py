@@ -141,7 +141,7 @@ class KilledUnderLoad(unittest.TestCase):
         print(f"{shape.name}: C10K_SEED={seed}", flush=True)
         rounds = scaled(4, 3)
         with shape.start() as server:
-            before = faults.open_files(server.pid)
+            before = support.open_files(server.pid)
             with Program(
                 [CLIENT, "--target", server.target, "--workload", "crr", "--json", "-", "--announce-phases"]
                 # Enough for some to be on their way at every kill; at full speed it would starve the restarts.

@@ -228,7 +228,7 @@ class StoppedInAnExchange(unittest.TestCase):
         options = ("--strategy", "pool", "--ipc", name, "--workers", "2", "--worker-deadline", "0")
         with Server(*options) as server:
             pid = server.worker_pid(0)
-            before = faults.open_files(server.pid)
+            before = support.open_files(server.pid)
             inject = ("-e", f"trace={call}", "-e", f"inject={call}:signal=STOP:when=1")
             with contextlib.ExitStack() as stack:
                 with faults.traced(pid, server.report_path.parent, *inject) as tracer:

@@ -51,7 +51,7 @@ class Taken(unittest.TestCase):
     @for_each(shapes)
     def test_a_dead_or_stuck_worker_costs_nothing_between_requests(self, shape: Shape) -> None:
         with shape.start("--retain", *DEADLINE) as server:
-            before = faults.open_files(server.pid)
+            before = support.open_files(server.pid)
             with connections(server.address, 40) as socks:
                 for sock in socks:
                     echo(sock)
@@ -130,7 +130,7 @@ class Copies(unittest.TestCase):
     @for_each(shapes)
     def test_none_stays_after_short_connections(self, shape: Shape) -> None:
         with shape.start("--retain") as server:
-            before = faults.open_files(server.pid)
+            before = support.open_files(server.pid)
             code, result, err = run_client(
                 *(server.target, "--connections", "32", "--requests", "300"),
                 *("--duration", str(BOUND_S)),
@@ -150,7 +150,7 @@ class Copies(unittest.TestCase):
             resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
             self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         with shape.start("--retain", "--worker-deadline", "0", workers=1) as server:
-            before = faults.open_files(server.pid)
+            before = support.open_files(server.pid)
             with connections(server.address, count) as socks:
                 for sock in socks:
                     echo(sock)

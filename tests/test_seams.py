@@ -77,7 +77,7 @@ class Signalled(unittest.TestCase):
             for sock in held:
                 echo(sock)
             wait_until(lambda: all_active(old, 4), "the workers have them")
-            before = faults.open_files(old.pid)
+            before = support.open_files(old.pid)
             with begin_load(old) as load:
                 for number, (call, moment, name) in enumerate(self.MOMENTS, 1):
                     with self.subTest(call=call, moment=moment, signal=name):
@@ -247,7 +247,7 @@ class Shortage(unittest.TestCase):
             for sock in held:
                 echo(sock)
             wait_until(lambda: all_active(old, 4), "the workers have them")
-            yield old, held, faults.open_files(old.pid)
+            yield old, held, support.open_files(old.pid)
 
     def test_of_the_old_one_makes_the_successor_wait(self) -> None:
         with place() as where, self.old_one_with_four(where) as (old, held, before):
@@ -274,7 +274,7 @@ class Shortage(unittest.TestCase):
             for sock in held:
                 echo(sock)
             wait_until(lambda: all_active(server, 4), "the workers have them")
-            before = faults.open_files(server.pid)
+            before = support.open_files(server.pid)
             # A pair of sockets, and the pidfd.
             for left in range(3):
                 with self.subTest(left=left), numbers_left(server.pid, left):
