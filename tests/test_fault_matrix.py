@@ -257,12 +257,13 @@ class Reckoning(unittest.TestCase):
         failed = Counter({"refused": 5, "reset": 3, "eof": 2, "timeout": 1})
         self.assertEqual([losses._apart(kind, failed) for kind in KINDS], [5 * (kind == "acceptor") for kind in KINDS])
 
-    def row(self, kind: str, load: str, events: list[dict[str, Any]], earlier: Any = (), **server: Any) -> rows.Row:
-        """Of two cells with 400 clients each, that lost nothing."""
+    def row(self, kind: str, load: str, events: list[dict[str, Any]], earlier: Any = (), peak: int = 99) -> rows.Row:
+        """Of two cells with 400 clients each, that lost nothing; in an open loop."""
         found = {"kind": kind, "events": events, "earlier": earlier, "hung": 0}
-        cell = {"client_options": ["--workload", load, "--connections", "400"], "faults": found,
-                "client": {"attempts": 5000, "outcomes": {"echoed": 5000}, "connections_opened": 400},
-                "server": {"totals": {}, "books": {}, **server}}
+        cell = {"client_options": ["--workload", load, "--connections", "400", "--rate", "9"], "faults": found,
+                "client": {"attempts": 5000, "outcomes": {"echoed": 5000}, "connections_opened": 400,
+                           "peak_connections": peak},
+                "server": {"totals": {}, "books": {}}}
         row = rows.Row("w", "x", connections=400, workers=8)
         losses.describe(row, [cell, cell])
         return row
@@ -282,6 +283,13 @@ class Reckoning(unittest.TestCase):
         self.assertEqual((row.not_over, row.not_replaced, row.faults), (2, 0, 2))
         self.assertEqual(rows.faults_text(row), "2 faults were never over")
         self.assertEqual(self.row("stop", "crr", [{"whole_s": 2.1, "not_replaced": True}]).not_replaced, 2)
+
+    def test_a_load_that_is_not_carried_is_told(self) -> None:
+        for kind, peak, overloaded in (("crr", 399, 0), ("crr", 400, 2), ("rr", 400, 0)):
+            row = self.row("kill", kind, [{"whole_s": 0.1}], peak=peak)
+            self.assertEqual((row.overloaded, row.faults), (overloaded, overloaded))
+        row = self.row("kill", "crr", [{"whole_s": 0.1}], peak=400)
+        self.assertEqual(rows.faults_text(row), "overloaded in 2 of 2 repetitions (the client had no connection left)")
 
     def test_what_a_replaced_server_says_or_does_not_say_counts(self) -> None:
         said = {"books": {"balanced": True, "lost": 0}, "worker_deaths": 0, "totals": {"errors": {}, "redelivered": 3}}

@@ -27,6 +27,14 @@ def hung(client: dict[str, Any]) -> int:
     return late + client.get("outcomes", {}).get("timeout", 0)
 
 
+def is_overloaded(cell: dict[str, Any]) -> bool:
+    """The clients of an open loop had no connection left to begin with when it was time to: the server, with what the
+    faults took of it, does not carry the load. Then attempts are late for that, not for a fault."""
+    options = options_of(cell["client_options"])
+    return "--rate" in options and options.get("--workload") == "crr" and \
+        cell["client"].get("peak_connections", 0) >= float(options.get("--connections", "inf"))
+
+
 def recorded(cell: dict[str, Any]) -> dict[str, Any] | None:
     """The faults of a cell. Runs from when killing a worker was the only one have it in another form."""
     if old := cell.get("crashes"):
@@ -63,7 +71,8 @@ def describe(row: Row, cells: list[dict[str, Any]]) -> None:
         failed.update(failed_attempts(cell["client"]))
         _add_earlier(row, found)
     events = [event for _, found in seen for event in found["events"]]
-    row.events = len(events)
+    row.events, row.fault_cells = len(events), len(seen)
+    row.overloaded = sum(is_overloaded(cell) for cell, _ in seen)
     row.fault_attempts = sum(cell["client"]["attempts"] for cell, _ in seen)
     row.fault_echoed = sum(cell["client"].get("outcomes", {}).get("echoed", 0) for cell, _ in seen)
     row.fault_failed = dict(failed)
@@ -93,7 +102,7 @@ def describe(row: Row, cells: list[dict[str, Any]]) -> None:
     row.worker_deaths -= own_deaths
     own_lost = sum(cell["server"]["books"].get("lost", 0) for cell, _ in seen) if kind.ends_worker else 0
     row.faults += (row.descriptors_left or 0) + (row.processes_left or 0) - own_deaths - own_lost
-    row.faults += row.not_over + row.missing_reports
+    row.faults += row.not_over + row.missing_reports + row.overloaded
 
 
 def _apart(fault: str, failed: Counter[str]) -> int:
