@@ -21,6 +21,7 @@ import sys
 import time
 import unittest
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -193,7 +194,8 @@ class StoppedWorker(unittest.TestCase):
                 close_all(late)
             close_all(early)
             if faults.row_of(server, 0)["pid"] == victim["pid"] and not faults.has_ended(victim["pid"]):
-                os.kill(victim["pid"], signal.SIGCONT)
+                with contextlib.suppress(ProcessLookupError):  # it has been killed by now
+                    os.kill(victim["pid"], signal.SIGCONT)
             finished = server.finish()
         report = finished.report
         self.assertEqual(report["books"]["lost"], victim["active"])
@@ -208,8 +210,8 @@ class StoppedWorker(unittest.TestCase):
         with contextlib.ExitStack() as stack:
             servers = []
             for shape in shapes:
-                # Half a second is what a worker that is only late for its turn, on a busy machine, does not need.
-                server = stack.enter_context(shape.start("--worker-deadline", "0.5"))
+                # A second is what a worker that is only late for its turn, on a busy machine, does not need.
+                server = stack.enter_context(shape.start("--worker-deadline", "1"))
                 servers.append((server, stack.enter_context(connections(server.address, 8))))
 
             def all_echo() -> None:
@@ -219,7 +221,7 @@ class StoppedWorker(unittest.TestCase):
 
             def none_ends() -> None:
                 """For longer than the deadline."""
-                self.assertFalse(servers[0][0].has_ended(1.2))
+                self.assertFalse(servers[0][0].has_ended(1.8))
                 self.assertFalse(any(server.has_ended() for server, _ in servers))
 
             all_echo()
@@ -288,6 +290,11 @@ class AcceptErrors(unittest.TestCase):
     SHED = "EMFILE ENFILE"
 
     @staticmethod
+    def start(shape: Shape, **more: Any) -> Server:
+        """A traced worker looks as if it were stopped, and its turns are long: without a deadline for them."""
+        return shape.start(*(("--worker-deadline", "0") if shape.pool else ()), **more)
+
+    @staticmethod
     def told(server: Server, shape: Shape, inject: str) -> contextlib.AbstractContextManager[list[faults.Tracer]]:
         """Who accepts is told so instead of getting a connection."""
         pids = server.children() if shape.kernel_dispatches else [server.pid]
@@ -316,7 +323,7 @@ class AcceptErrors(unittest.TestCase):
     @for_each(accepting_shapes)
     def test_what_passes_is_counted_and_passes(self, shape: Shape) -> None:
         for name in ("ECONNABORTED", "ENOMEM", "EMFILE"):
-            with self.subTest(error=name), shape.start() as server:  # a new one: later it may accept by completions
+            with self.subTest(error=name), self.start(shape) as server:  # a new one: later it may accept by completions
                 self.goes_on(server, shape, name)
                 with connections(server.address, 4) as socks:
                     greet(socks)
@@ -325,7 +332,7 @@ class AcceptErrors(unittest.TestCase):
 
     def test_each_errno_has_its_place(self) -> None:
         shape = next(shape for shape in strategy_shapes() if shape.strategy == "epoll")
-        with shape.start() as server:
+        with self.start(shape) as server:
             for name in f"{self.NEXT} {self.PAUSE} {self.SHED}".split():
                 with self.subTest(error=name):
                     self.goes_on(server, shape, name)
@@ -336,7 +343,7 @@ class AcceptErrors(unittest.TestCase):
         for name in ("EBADF", "EINVAL"):
             with (
                 self.subTest(error=name),
-                shape.start(environment=lambda _: faults.UNDER_TRACE) as server,
+                self.start(shape, environment=lambda _: faults.UNDER_TRACE) as server,
             ):
                 with self.told(server, shape, f"error={name}"), contextlib.ExitStack() as stack:
                     while not server.has_ended():  # until each of those who accept has been told
@@ -353,7 +360,7 @@ class AcceptErrors(unittest.TestCase):
 
     @for_each(lambda: [shape for shape in pools() if shape.kernel_dispatches])
     def test_a_worker_that_asks_not_to_be_restarted_is_not(self, shape: Shape) -> None:
-        with shape.start(environment=lambda _: faults.UNDER_TRACE) as server:
+        with self.start(shape, environment=lambda _: faults.UNDER_TRACE) as server:
             pids = [row["pid"] for row in workers_of(server.report())]
             with traced_each([(pids[0], ("--inject=accept4:error=EINVAL",))], server.folder):
                 with contextlib.ExitStack() as stack:

@@ -210,8 +210,8 @@ class WorkerDeath(unittest.TestCase):
             pid = server.worker_pid(0)
             waits = []
             for _ in range(7):
-                os.kill(pid, signal.SIGKILL)
                 began = time.monotonic()
+                os.kill(pid, signal.SIGKILL)
                 pid = self.replaced(server, 0, pid)
                 waits.append(time.monotonic() - began)
             # 10 ms, doubled each time: the last waited for 640 ms.
@@ -393,7 +393,7 @@ class Descriptors(unittest.TestCase):
             wait_until(well_again, "ten connections are served again")
             shed_later = server.report()["books"]["shed"] - at_limit["books"]["shed"]
             report = server.finish().report
-        self.assertLess(took, 10, "seconds until the last client knew")
+        self.assertLess(took, scaled(10, 30), "seconds until the last client knew")
         if shape.strategy == "fork":  # each child has one connection, and the acceptor none
             self.assertEqual(len(served), count)
             return

@@ -129,11 +129,12 @@ class Rates(unittest.TestCase):
     def test_a_stall_shows_in_the_latency_and_not_in_the_service_time(self) -> None:
         with contextlib.ExitStack() as stack:
             runs = []
-            for engine in allowed("engine"):
-                server = stack.enter_context(Server("--strategy", "epoll"))
+            engines = allowed("engine")
+            servers = [stack.enter_context(Server("--strategy", "epoll")) for _ in engines]
+            for engine, server in zip(engines, servers):
                 command = [CLIENT, "--target", server.target, "--engine", engine, "--workload", "rr", "--json", "-"]
-                # Of 1,500 requests two are under way when the server stops, and a hundred are due.
-                command += ["--connections", "2", "--rate", "500", "--duration", "3"]
+                # Of 2,500 requests two are under way when the server stops, and a hundred are due.
+                command += ["--connections", "2", "--rate", "500", "--duration", "5"]
                 runs.append((engine, server, stack.enter_context(Program(command))))
             for _, server, _ in runs:
                 wait_until(lambda server=server: totals_of(server)["echoes"] > 50, "it runs")
@@ -150,9 +151,10 @@ class Rates(unittest.TestCase):
                     check_sums(self, result)
                     self.assertGreater(result["latency"]["p99_9_us"], 150_000)
                     self.assertLess(result["service_time"]["p99_us"], 100_000)
-                    # It shows in one second of the series, too.
-                    slow = [row for row in result["series"]["intervals"] if row["max_us"] > 150_000]
-                    self.assertIn(len(slow), (1, 2, 3))
+                    # It shows in a second or two of the series, too, and not in all.
+                    seconds = result["series"]["intervals"]
+                    slow = [row for row in seconds if row["max_us"] > 150_000]
+                    self.assertTrue(1 <= len(slow) < len(seconds), seconds)
 
     def test_too_few_connections_for_the_rate_are_told(self) -> None:
         with Server("--strategy", "epoll", "--service-time", "fixed:2000") as server:

@@ -76,7 +76,7 @@ class Taken(unittest.TestCase):
         # One request is burning CPU, which is after it has been read, and does so for longer than it takes to be seen
         # and killed; the other has not begun.
         with (
-            shape.start("--retain", "--service-time", "fixed:1000000", "--worker-deadline", "0", workers=1) as server,
+            shape.start("--retain", "--service-time", "fixed:5000000", "--worker-deadline", "0", workers=1) as server,
             connections(server.address, 2) as socks,
         ):
             wait_until(lambda: server.report()["books"]["active"] == 2, "the worker has them")
@@ -86,7 +86,7 @@ class Taken(unittest.TestCase):
             wait_until(lambda: support.cpu_ticks(victim) > ticks + 1, "it works")
             os.kill(victim, signal.SIGKILL)
             self.assertTrue(ended(socks[0]))
-            # The other one goes on. (That it is echoed: the test above. Here that would take its second of CPU.)
+            # The other one goes on. (That it is echoed: the test above. Here that would take its seconds of CPU.)
             wait_until(lambda: server.report()["totals"]["redelivered"] == 1, "another worker has the other one")
             self.assertFalse(support.readable(socks[1], 0), "it has ended")
             close_all(socks)

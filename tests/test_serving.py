@@ -62,7 +62,7 @@ class Hold(unittest.TestCase):
             code, result, err = run_client(
                 server.target,
                 *("--workload", "hold", "--connections", str(count), "--duration", "1", "--requests", "1000"),
-                *("--timeout", "20"),
+                *("--timeout", str(scaled(20, 60))),
             )
             self.assertEqual(code, 0, f"{err}; {server.report()['books']}" if code else err)
             self.assertEqual(result["peak_connections"], count)
