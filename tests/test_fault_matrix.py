@@ -286,12 +286,12 @@ class Reckoning(unittest.TestCase):
         self.assertEqual(rows.faults_text(row), "2 faults were never over")
         self.assertEqual(self.row("stop", "crr", [{"whole_s": 2.1, "not_replaced": True}]).not_replaced, 2)
 
-    def test_a_load_that_is_not_carried_is_told(self) -> None:
-        for kind, peak, overloaded in (("crr", 399, 0), ("crr", 400, 2), ("rr", 400, 0)):
+    def test_a_client_that_ran_out_of_connections_is_told(self) -> None:
+        for kind, peak, ran_out in (("crr", 399, 0), ("crr", 400, 2), ("rr", 400, 0)):
             row = self.row("kill", kind, [{"whole_s": 0.1}], peak=peak)
-            self.assertEqual((row.overloaded, row.faults), (overloaded, overloaded))
+            self.assertEqual((row.ran_out, row.faults), (ran_out, ran_out))
         row = self.row("kill", "crr", [{"whole_s": 0.1}], peak=400)
-        self.assertEqual(rows.faults_text(row), "overloaded in 2 of 2 repetitions (the client had no connection left)")
+        self.assertEqual(rows.faults_text(row), "the client ran out of connections in 2 of 2 repetitions")
 
     def test_what_a_replaced_server_says_or_does_not_say_counts(self) -> None:
         said = {"books": {"balanced": True, "lost": 0}, "worker_deaths": 0, "totals": {"errors": {}, "redelivered": 3}}

@@ -278,10 +278,12 @@ with Waiter() as waiter, Child(["/bin/sh", "-c", "sleep 600 & echo listening"], 
     time.sleep(600)
 """
         with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as runner:
-            assert runner.stdout
-            left = int(runner.stdout.readline())
-            self.assertIn(b"sleep", Path(f"/proc/{left}/cmdline").read_bytes())
-            runner.kill()
+            try:
+                assert runner.stdout
+                left = int(runner.stdout.readline())
+                self.assertIn(b"sleep", Path(f"/proc/{left}/cmdline").read_bytes())
+            finally:
+                runner.kill()
         self.reap_all()
 
 

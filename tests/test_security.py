@@ -35,7 +35,7 @@ from process_support import (  # noqa: E402
     strategy_shapes,
     wait_until,
 )
-from upgrade_support import end, newest, place, sighup  # noqa: E402
+from upgrade_support import end, place, sighup, successor_of  # noqa: E402
 
 
 def trusted(shape: Shape) -> str:
@@ -122,8 +122,7 @@ class Confined(unittest.TestCase):
             pid = server.pid
             for _ in range(2):
                 sighup(server, pid)
-                wait_until(lambda pid=pid: support.state_of(pid) in ("", "Z"), "the old one ends")
-                pid = newest(server)
+                pid = successor_of(server, pid)
                 with connect(server.address) as sock:
                     echo(sock)
             self.assertEqual(end(server, where, pid)["worker_deaths"], 0)

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import process_support as support  # noqa: E402
 from process_support import NOBODY, Result, Server, connections, echo, listing, wait_until  # noqa: E402
-from upgrade_support import newest, place, sighup  # noqa: E402
+from upgrade_support import place, sighup, successor_of  # noqa: E402
 
 IPPROTO_TCP, TCP_REPAIR = socket.IPPROTO_TCP, 19
 
@@ -257,8 +257,7 @@ class Unprivileged(Case):
                         if not retain:
                             socks[0].close()
                         sighup(server, server.pid)
-                        wait_until(lambda pid=server.pid: support.state_of(pid) in ("", "Z"), "the first one ends")
-                        second = newest(server)
+                        second = successor_of(server, server.pid)
                         options = (*where.here, *where.take)
                         with Server(*shape, *options, wrapper=AS_NOBODY, guarded=True) as third:
                             self.assertEqual(third.target, server.target)

@@ -54,7 +54,7 @@ from upgrade_support import (  # noqa: E402
     begin_load,
     end,
     end_load,
-    newest,
+    successor_of,
     place,
     said,
     sighup,
@@ -103,10 +103,10 @@ class Shapes(unittest.TestCase):
                     sighup(server, pid)
                     for sock in held:
                         echo(sock)
-                wait_until(lambda pid=pid: support.state_of(pid) in ("", "Z"), "the old one ends")
+                successor = successor_of(server, pid)
                 books = where.report_of(pid)["books"]
                 self.assertEqual((books["served"], books["balanced"], books["lost"]), (4, True, 0))
-                pid = newest(server)
+                pid = successor
             with connections(server.address, 4) as later:
                 for sock in later:
                     echo(sock)
@@ -272,17 +272,19 @@ class Failing(unittest.TestCase):
 import time, upgrade_support as upgrades, process_support as support
 with upgrades.place() as where, support.Server(**where.generations()) as server:
     upgrades.sighup(server, server.pid)
-    print(upgrades.newest(server), flush=True)
+    print(upgrades.successor_of(server, server.pid), flush=True)
     time.sleep(600)
 """
         with tempfile.TemporaryDirectory(prefix="c10k-test-") as folder:
             environment = {**os.environ, "TMPDIR": folder, "PYTHONPATH": str(Path(__file__).parent)}
             with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True,
                                   env=environment) as killed:  # fmt: skip
-                assert killed.stdout
-                successor = int(killed.stdout.readline())
-                self.assertIn(b"c10k-server", Path(f"/proc/{successor}/cmdline").read_bytes())
-                killed.kill()
+                try:
+                    assert killed.stdout
+                    successor = int(killed.stdout.readline())
+                    self.assertIn(b"c10k-server", Path(f"/proc/{successor}/cmdline").read_bytes())
+                finally:
+                    killed.kill()
             wait_until(lambda: support.state_of(successor) in ("", "Z"), "the successor ends")
 
     def test_a_new_binary_at_the_same_path(self) -> None:
@@ -405,12 +407,12 @@ class Retained(unittest.TestCase):
                     for at in range(0, sent, len(data)):
                         size = min(len(data), sent - at)
                         self.assertTrue(support.receive_exactly(slow, size) == data[:size], f"{at} of {sent}")
-                    wait_until(lambda pid=pid: support.state_of(pid) in ("", "Z"), "the old one ends")
+                    successor = successor_of(server, pid)
                     books = where.report_of(pid)["books"]
                     self.assertTrue(books["balanced"], books)
                     self.assertEqual((books["handed_on"], books["served"], books["lost"]), (12, 0, 0))
                     self.assertEqual(books["adopted"], 12 if generation else 0)
-                    pid = newest(server)
+                    pid = successor
                 for sock in held:
                     echo(sock)
                 close_all(held)
@@ -481,8 +483,7 @@ class Retained(unittest.TestCase):
                 counts = []
                 for _ in range(4):
                     sighup(server, pid)
-                    wait_until(lambda pid=pid: support.state_of(pid) in ("", "Z"), "the old one ends")
-                    pid = newest(server)
+                    pid = successor_of(server, pid)
                     for sock in held:
                         echo(sock)
                     # Its report comes after it has seen the old one's end, and closed what led there.

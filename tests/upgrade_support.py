@@ -69,9 +69,10 @@ def sighup(server: Server, pid: int) -> None:
     assert line == f"listening {server.target}\n", (line, server.err_text())
 
 
-def newest(server: Server) -> int:
-    """The acceptor of the last generation when all before it have ended: the only process of the group whose parent
-    is no member."""
+def successor_of(server: Server, pid: int) -> int:
+    """The acceptor of the generation that has taken `pid` over, which ends: then the only process of the group whose
+    parent is no member."""
+    wait_until(lambda: support.state_of(pid) in ("", "Z"), f"the old one (process {pid}) ends")
 
     def orphans() -> list[int]:
         members = server.group()

@@ -145,7 +145,7 @@ def _of_faults(section: Section) -> Group | None:
     bounds = [row.lost_per_event_interval for row in rows if row.lost_per_event_interval]
     differ = max(low for low, _ in bounds) > min(high for _, high in bounds)
     findings = _different(losing, safe) if differ or not losing or len(rows) == 1 else [_alike(losing, safe)]
-    if hanging := [f"{row.way} ({row.hung:,}{', overloaded' if row.overloaded else ''})" for row in rows if row.hung]:
+    if hanging := [f"{row.way} ({row.hung:,}{', out of connections' * bool(row.ran_out)})" for row in rows if row.hung]:
         findings.append(Finding("Keep clients waiting over 1 s", _names(hanging), "attempts in all."))
     title = f"{kind.title}, {section.workload.name}: {section.workload.summary}"
     remark = "Lost is a connection that its client had to open again." if keeps else \

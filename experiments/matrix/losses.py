@@ -27,9 +27,9 @@ def hung(client: dict[str, Any]) -> int:
     return late + client.get("outcomes", {}).get("timeout", 0)
 
 
-def is_overloaded(cell: dict[str, Any]) -> bool:
-    """The clients of an open loop had no connection left to begin with when it was time to: the server, with what the
-    faults took of it, does not carry the load. Then attempts are late for that, not for a fault."""
+def ran_out(cell: dict[str, Any]) -> bool:
+    """The client of an open loop had no connection left when it was time to begin: the server does not carry the load
+    beside the faults, or what waits for one holds them all. Attempts are late for that as well."""
     options = options_of(cell["client_options"])
     return "--rate" in options and options.get("--workload") == "crr" and \
         cell["client"].get("peak_connections", 0) >= float(options.get("--connections", "inf"))
@@ -72,7 +72,7 @@ def describe(row: Row, cells: list[dict[str, Any]]) -> None:
         _add_earlier(row, found)
     events = [event for _, found in seen for event in found["events"]]
     row.events, row.fault_cells = len(events), len(seen)
-    row.overloaded = sum(is_overloaded(cell) for cell, _ in seen)
+    row.ran_out = sum(ran_out(cell) for cell, _ in seen)
     row.fault_attempts = sum(cell["client"]["attempts"] for cell, _ in seen)
     row.fault_echoed = sum(cell["client"].get("outcomes", {}).get("echoed", 0) for cell, _ in seen)
     row.fault_failed = dict(failed)
@@ -102,7 +102,7 @@ def describe(row: Row, cells: list[dict[str, Any]]) -> None:
     row.worker_deaths -= own_deaths
     own_lost = sum(cell["server"]["books"].get("lost", 0) for cell, _ in seen) if kind.ends_worker else 0
     row.faults += (row.descriptors_left or 0) + (row.processes_left or 0) - own_deaths - own_lost
-    row.faults += row.not_over + row.missing_reports + row.overloaded
+    row.faults += row.not_over + row.missing_reports + row.ran_out
 
 
 def _apart(fault: str, failed: Counter[str]) -> int:

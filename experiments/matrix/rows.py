@@ -108,7 +108,7 @@ class Row:
     lost_per_event: float | None = None
     lost_per_event_interval: Interval | None = None
     hung: int | None = None  # attempts over 1 s
-    overloaded: int = 0  # repetitions that the load was too much for: losses.is_overloaded()
+    ran_out: int = 0  # repetitions in which the client did, of connections: losses.ran_out()
     whole_ms: float | None = None  # from an event until it was over (Kind.until): the median, and the longest
     whole_max_ms: float | None = None
     not_replaced: int = 0  # stopped workers that the server left alone, as it does with one that has nothing to do
@@ -328,8 +328,7 @@ def faults_text(row: Row) -> str:
         f"{row.lost:,} lost by the books" if row.lost else "",
         f"{row.unbalanced_reports} server reports do not balance" if row.unbalanced_reports else "",
         f"{row.worker_deaths} worker deaths" if row.worker_deaths else "",
-        f"overloaded in {row.overloaded} of {row.fault_cells} repetitions (the client had no connection left)"
-        if row.overloaded else "",
+        f"the client ran out of connections in {row.ran_out} of {row.fault_cells} repetitions" if row.ran_out else "",
         f"{row.not_replaced} stopped workers were left alone" if row.not_replaced else "",
         f"{row.not_over} faults were never over" if row.not_over else "",
         f"{row.missing_reports} reports of replaced servers are missing" if row.missing_reports else "",
