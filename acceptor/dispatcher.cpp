@@ -14,6 +14,19 @@ constexpr std::int64_t retry_ns = 1'000'000;
 /// While copies wait for their worker: how soon to look, doubled each time nothing has moved.
 constexpr std::int64_t first_look_ns = 2'000'000;
 constexpr std::int64_t longest_look_ns = 64'000'000;
+/// Added to a connection's attempts by a death of the worker that was to have it. Refusals count by one.
+constexpr std::uint32_t one_death = 1U << 16;
+/// Whoever has outlived so many workers may be what they die of.
+constexpr std::uint32_t most_deaths = 8;
+/// Whoever has been with a worker for so long before it died is not.
+constexpr std::int64_t cleared_after_ns = 1'000'000'000;
+
+std::uint32_t refusals_of(const Received& connection) {
+  return connection.tag.attempt % one_death;
+}
+bool has_outlived_too_many(const Received& connection) {
+  return connection.tag.attempt / one_death >= most_deaths;
+}
 
 }  // namespace
 
@@ -74,10 +87,17 @@ void Dispatcher::worker_ended(WorkerProcess& worker) {
   redeliver(worker.slot, std::move(again), false);
   counts_.redelivered += rescued.size();
   for (Received& connection : rescued) {
-    ++connection.tag.attempt;
+    connection.tag.attempt += one_death;
     pending_.push_back(std::move(connection));
   }
   flush();
+}
+
+Received Dispatcher::take_from_dead(std::uint32_t number) {
+  const bool cleared = loop_.now_ns() - kept_.since_ns(number) >= cleared_after_ns;
+  Received copy = kept_.take(number);
+  if (cleared) copy.tag.attempt = refusals_of(copy);
+  return copy;
 }
 
 /// Of the copies that a dead worker leaves, of what it had received and not ended: those that another
@@ -85,12 +105,12 @@ void Dispatcher::worker_ended(WorkerProcess& worker) {
 std::vector<Received> Dispatcher::rescue(std::size_t slot) {
   std::vector<Received> rescued;
   for (const std::uint32_t number : kept_.numbers(slot, true)) {
-    Received copy = kept_.take(number);
+    Received copy = take_from_dead(number);
     const StreamProgress progress = stream_progress(copy.fd.get());
     const bool untouched = progress.read == 0 && progress.written == 0;
     const bool whole =
         untouched || (retain_ == Retain::between_requests && progress.read == progress.written);
-    if (progress.open_for_writing && whole && !abandoning_) rescued.push_back(std::move(copy));
+    if (progress.open_for_writing && whole && !abandoning_ && !has_outlived_too_many(copy)) rescued.push_back(std::move(copy));
   }
   counts_.rescued[slot] += rescued.size();
   return rescued;
@@ -118,7 +138,7 @@ void Dispatcher::take_back(std::size_t slot, std::vector<Received>& connections)
 /// A worker that has received a connection and has not said so may have read from it.
 void Dispatcher::take_if_whole(std::uint32_t number, std::size_t slot,
                                std::vector<Received>& whole) {
-  Received copy = kept_.take(number);
+  Received copy = take_from_dead(number);
   if (is_whole(copy)) return whole.push_back(std::move(copy));
   ++counts_.lost;
   ++counts_.taken_back[slot];
@@ -180,7 +200,13 @@ void Dispatcher::redeliver(std::size_t slot, std::vector<Received> taken_back, b
   // it: its client is better off with an end than with silence.
   const std::size_t most_attempts = 2 * channels_.size();
   for (Received& connection : taken_back) {
-    if (++connection.tag.attempt > most_attempts && refused && all_full()) {
+    if (!refused && has_outlived_too_many(connection)) {
+      ++counts_.lost;
+      connection.fd.reset();
+      continue;
+    }
+    connection.tag.attempt += refused ? 1 : one_death;
+    if (refused && refusals_of(connection) > most_attempts && all_full()) {
       ++counts_.shed;
       connection.fd.reset();
       continue;

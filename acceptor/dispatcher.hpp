@@ -111,6 +111,7 @@ class Dispatcher {
  private:
   class Channel;  // a worker's sink with what is in flight through it
 
+  Received take_from_dead(std::uint32_t number);
   std::vector<Received> rescue(std::size_t slot);
   void take_if_whole(std::uint32_t number, std::size_t slot, std::vector<Received>& whole);
   [[nodiscard]] bool is_whole(const Received& copy) const;

@@ -50,7 +50,8 @@ class Dispatcher::Channel : public EventHandler {
   }
 
   void add(Received connection) {
-    const Received& kept = dispatcher_.kept_.keep(std::move(connection), worker_.slot);
+    const Received& kept =
+        dispatcher_.kept_.keep(std::move(connection), worker_.slot, dispatcher_.loop_.now_ns());
     batch_.push_back({kept.fd.get(), kept.tag});
   }
 

@@ -15,8 +15,8 @@ class KeptCopies {
  public:
   static constexpr std::size_t nowhere = static_cast<std::size_t>(-1);
 
-  /// Keeps a connection that goes out through a channel; its tag gets the number.
-  const Received& keep(Received connection, std::size_t channel) {
+  /// Keeps a connection that goes out through a channel at a time; its tag gets the number.
+  const Received& keep(Received connection, std::size_t channel, std::int64_t now_ns) {
     std::uint32_t number = 0;
     if (free_.empty()) {
       number = static_cast<std::uint32_t>(entries_.size());
@@ -26,7 +26,7 @@ class KeptCopies {
       free_.pop_back();
     }
     connection.tag.copy = number;
-    entries_[number] = {std::move(connection), channel, false};
+    entries_[number] = {std::move(connection), channel, false, now_ns};
     return entries_[number].connection;
   }
 
@@ -37,6 +37,11 @@ class KeptCopies {
   }
   [[nodiscard]] std::uint64_t id_of(std::uint64_t number) const {
     return entries_[number].connection.tag.id;
+  }
+
+  /// When it went out.
+  [[nodiscard]] std::int64_t since_ns(std::uint64_t number) const {
+    return entries_[number].since_ns;
   }
 
   /// The copy itself, which stays here.
@@ -102,6 +107,7 @@ class KeptCopies {
     Received connection;
     std::size_t channel = nowhere;
     bool retained = false;
+    std::int64_t since_ns = 0;
   };
   std::size_t retained_ = 0;
   std::size_t closed_ = 0;  // those of them whose copy is closed

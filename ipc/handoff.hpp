@@ -29,7 +29,7 @@ namespace c10k {
 struct ConnectionTag {
   std::uint64_t id = 0;          ///< Unique within a run of the server.
   std::int64_t accepted_ns = 0;  ///< monotonic_ns() when it was accepted.
-  std::uint32_t attempt = 0;     ///< 0 the first time; counts up when it is handed over again.
+  std::uint32_t attempt = 0;     ///< 0 the first time, more when it is handed over again.
   std::uint32_t copy = 0;        ///< The acceptor's number for the copy that it keeps.
 };
 

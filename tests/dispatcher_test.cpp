@@ -121,6 +121,18 @@ class WorkerDeath : public ::testing::Test {
     victim().die();
     dispatcher_->worker_ended(victim().process());
   }
+  /// Who has the connection dies, and is replaced; returns whether anybody has it then.
+  bool kill_its_worker(bool received) {
+    const std::size_t slot = victim().handed() != 0 ? 0 : 1;
+    auto& worker = workers_[slot];
+    if (received) worker->count_received();
+    worker->die();
+    dispatcher_->worker_ended(worker->process());
+    worker = std::make_unique<FakeWorker>(slot);
+    dispatcher_->worker_started(worker->process());
+    dispatcher_->worker_ready(worker->process());
+    return victim().handed() + other().handed() != 0;
+  }
   void expect_rescued(std::string_view unread) {
     kill();
     EXPECT_EQ(dispatcher_->counts().rescued[0], 1U);
@@ -197,6 +209,26 @@ TEST_F(WorkerDeath, ReceivedAndNotTouchedGoesToAnother) {
     EXPECT_EQ(victim().counters().received.get(), 1U);
     TearDown();
   }
+}
+
+TEST_F(WorkerDeath, WhoHasOutlivedTooManyIsClosed) {
+  for (const bool received : {false, true}) {
+    start(Retain::between_requests);
+    int outlived = 0;
+    while (outlived < 100 && kill_its_worker(received)) ++outlived;
+    EXPECT_EQ(outlived, 8);
+    EXPECT_TRUE(ends(client_.get()));
+    EXPECT_EQ(dispatcher_->counts().lost, received ? 0U : 1U) << "received, it is its worker's loss";
+    TearDown();
+  }
+}
+
+TEST_F(WorkerDeath, WhoWasWithItForLongIsNotWhatItDiedOf) {
+  start(Retain::between_requests);
+  for (int i = 0; i < 8; ++i) EXPECT_TRUE(kill_its_worker(true));
+  loop_->after(1'100'000'000, [this] { loop_->stop(); });
+  loop_->run();
+  for (int i = 0; i < 8; ++i) EXPECT_TRUE(kill_its_worker(true));
 }
 
 TEST_F(WorkerDeath, ReadFromIsClosed) {

@@ -7,6 +7,7 @@ C10K_ONLY=REGEX picks shapes by their name, C10K_TIMES=1 prints how long each to
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import fault_support as faults  # noqa: E402
 import process_support as support  # noqa: E402
-from fault_support import HANG_S, greet, outcomes  # noqa: E402
+from fault_support import HANG_S, greet, needs_strace, outcomes, traced_each  # noqa: E402
 from process_support import (  # noqa: E402
     BOUND_S,
     SERVER,
@@ -70,6 +71,25 @@ class Taken(unittest.TestCase):
         self.assertEqual((report["worker_deaths"], report["stuck_workers"], report["books"]["lost"]), (2, 1, 0))
         self.assertGreater(report["books"]["redelivered_and_served"], 0)
         self.assertTrue(report["options"]["retain"])
+
+    @needs_strace
+    @for_each(shapes)
+    def test_a_worker_that_fails_costs_nothing_between_requests(self, shape: Shape) -> None:
+        """It ends by an exception, and no destructor ends a connection that another one can go on with."""
+        with shape.start("--retain", "--worker-deadline", "0") as server, connections(server.address, 20) as socks:
+            for sock in socks:
+                echo(sock)
+            victim = max(workers_of(server.report()), key=lambda row: row["active"])
+            failing = (victim["pid"], ("--inject=epoll_pwait2,io_uring_enter:error=EBADF",))
+            with traced_each([failing], server.folder):
+                wait_until(lambda: faults.has_ended(victim["pid"]), "it fails")
+            greet(socks)
+            self.assertEqual(len(outcomes(socks)[0]), 20)
+            close_all(socks)
+            finished = server.finish()
+        self.assertEqual((finished.report["worker_deaths"], finished.report["books"]["lost"]), (1, 0))
+        self.assertGreaterEqual(finished.report["books"]["redelivered_and_served"], victim["active"])
+        self.assertRegex(finished.err, rf"worker {victim['slot']} .process \d+.: .*{os.strerror(errno.EBADF)}")
 
     @for_each(shapes)
     def test_in_the_middle_of_a_request_it_is_closed(self, shape: Shape) -> None:

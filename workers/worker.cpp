@@ -171,7 +171,7 @@ void Worker::count_closed() {
 void Worker::drain() {
   if (draining_) return;
   // What has completed its handshake would be reset when the listener closes: take it now. (What is
-  // in a hand-off channel has been waited for by the acceptor. As long as this worker is to wait, a queue
+  // in a hand-off channel has been waited for by the acceptor, or taken as it died. As long as this worker is to wait, a queue
   // that is not its own is another server's.)
   if (accepts_ && taking_ && (!waits_to_accept_ || source_->owns_queue())) {
     const std::uint64_t last = counters_.accepted.get() + accept_queue(source_->fd()).length;
@@ -192,6 +192,12 @@ void Worker::take_no_more() {
 
 void Worker::acceptor_ended() {
   if (source_) source_->acceptor_ended();
+  // What waits in the channel has no other owner any more.
+  std::uint64_t before = 0;
+  do {
+    before = counters_.consumed.get();
+    if (!accepts_ && taking_) take_batch();
+  } while (counters_.consumed.get() != before);
   drain();
 }
 
@@ -295,6 +301,14 @@ class AcceptorWatch : public EventHandler {
   OwnedFd pidfd_;
 };
 
+/// Ends the process as a signal would: what it has is lost or, where the acceptor has a copy, served by
+/// others. A destructor would end those connections for everybody and count them as served.
+[[noreturn]] void die(std::size_t slot, int code, std::string_view why) {
+  fmt::print(stderr, "worker {} (process {}): {}\n", slot, ::getpid(), why);
+  std::fflush(stderr);
+  ::_exit(code);
+}
+
 }  // namespace
 
 int run_worker_process(const LoopEntry& loop, std::unique_ptr<ConnectionSource> source,
@@ -315,9 +329,10 @@ int run_worker_process(const LoopEntry& loop, std::unique_ptr<ConnectionSource> 
   try {
     worker.run();
   } catch (const ListenerError& error) {
-    fmt::print(stderr, "worker {} (process {}): {}; no successor could accept there either\n", slot,
-               ::getpid(), error.what());
-    return exit_do_not_restart;
+    die(slot, exit_do_not_restart,
+        fmt::format("{}; no successor could accept there either", error.what()));
+  } catch (const std::exception& error) {
+    die(slot, 1, error.what());
   }
   return 0;
 }

@@ -103,8 +103,9 @@ class Worker {
 
 /// The body of a worker process of a pool: tells `channel` that it is ready, serves, and
 /// drains on SIGTERM or when the process `acceptor` has ended, and ends at once on SIGQUIT (a second
-/// SIGTERM could merge with the first). On `channel` the acceptor says what `control` names. Returns the exit
-/// code: exit_do_not_restart when the listener that it accepts from has failed for good.
+/// SIGTERM could merge with the first). On `channel` the acceptor says what `control` names. Returns 0. What
+/// fails ends the process at once, so that what it serves is lost as by a kill and not closed as served: with
+/// exit_do_not_restart when the listener that it accepts from has failed for good, else with 1.
 int run_worker_process(const LoopEntry& loop, std::unique_ptr<ConnectionSource> source,
                        bool accepts, const WorkerOptions& options, ProcessCounters& counters,
                        ActiveCounts active, std::size_t slot, OwnedFd channel, pid_t acceptor);
