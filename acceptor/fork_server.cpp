@@ -135,8 +135,12 @@ class ForkServer : public EventHandler {
                             .retire = [this](bool) { retire(); },
                             .look_again = [] {}});
     if (options_.user) forbid_other_calls(options_.worker.allowed_calls);
-    loop_.run();
-    frame_.write_report();
+    try {
+      frame_.run([this] { loop_.run(); });
+    } catch (...) {
+      children_.clear();  // they see the end of this process, and drain
+      throw;
+    }
     return 0;
   }
 
@@ -216,6 +220,14 @@ class ForkServer : public EventHandler {
     }
     // Not reaped, so the numbers are theirs.
     for (const pid_t pid : children_) ::kill(pid, again ? SIGQUIT : SIGTERM);
+    if (again) return give_up_held();
+    stop_if_done();
+  }
+
+  /// Those for whom the kernel refuses a process, as it may for ever.
+  void give_up_held() {
+    abandoned_ += held_.size();
+    held_.clear();
     stop_if_done();
   }
 
@@ -229,6 +241,7 @@ class ForkServer : public EventHandler {
 
   void stop_accepting() {
     draining_ = true;
+    loop_.after(options_.worker.drain_timeout_ns, [this] { give_up_held(); });
     // The successor may hold the open file: closing would not end its events.
     loop_.forget(frame_.listener(), Removal::still_open);
     frame_.close_listener();
@@ -266,6 +279,7 @@ class ForkServer : public EventHandler {
     own.add(acceptor(), true);
     own.active = 0;  // they are the children's
     own.handed = of_children().received.get();
+    own.lost = abandoned_;
     rusage usage{};
     ::getrusage(RUSAGE_SELF, &usage);
     own.add(usage, acceptor().at_ready);
@@ -291,7 +305,8 @@ class ForkServer : public EventHandler {
   std::deque<Received> held_;  // accepted, and no process yet
   std::set<pid_t> children_;
   ProcessTotals usage_;  // of the children that have ended
-  std::uint64_t lost_ = 0;
+  std::uint64_t lost_ = 0;       // of children that have died
+  std::uint64_t abandoned_ = 0;  // for whom there was no process
   bool said_full_ = false;
   bool paused_ = false;
   bool draining_ = false;

@@ -75,8 +75,12 @@ class PoolServer : public EventHandler {
       if (std::exchange(passed_, false)) dispatcher_.flush();
       dispatcher_.collect();
     });
-    loop_.run();
-    if (announced_) frame_.write_report();
+    try {
+      frame_.run([this] { loop_.run(); });
+    } catch (...) {
+      if (frame_.upgrade() != nullptr) supervisor_.spare_workers();
+      throw;
+    }
     if (!supervisor_.failure().empty()) throw std::runtime_error(supervisor_.failure());
     return 0;
   }

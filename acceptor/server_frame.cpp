@@ -107,6 +107,16 @@ ServerReport ServerFrame::full_report() const {
   return report;
 }
 
+void ServerFrame::run(const std::function<void()>& run) {
+  try {
+    run();
+  } catch (...) {
+    if (upgrade_) try_write_report();  // else it has not been announced
+    throw;
+  }
+  if (upgrade_) write_report();
+}
+
 void ServerFrame::write_report() {
   if (!options_.report_file.empty()) file_.write(full_report());
 }

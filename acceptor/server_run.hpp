@@ -79,12 +79,13 @@ class ServerFrame {
   [[nodiscard]] bool drains_already() {
     return upgrade_ && upgrade_->retired() && !std::exchange(told_to_end_, true);
   }
-  /// Writes the report with what all strategies know filled in. Throws SystemError.
-  void write_report();
-  /// The same while the server runs: what fails is said on stderr.
+  /// Turns the loop to its end (`run`), and writes the report: also of a server that fails then.
+  void run(const std::function<void()>& run);
+  /// Writes the report with what all strategies know filled in; what fails is said on stderr.
   void try_write_report();
 
  private:
+  void write_report();
   [[nodiscard]] ServerReport full_report() const;
   void print_interval(Loop& loop);
   [[nodiscard]] OwnedFd open_listener();

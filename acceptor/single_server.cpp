@@ -49,8 +49,7 @@ int run_single_server(ServerOptions& options) {
                  {.report = report, .retire = retire, .look_again = [&] { worker.look_again(); }});
   // Everything is open by now, and not one byte of a client has been read.
   if (options.user) forbid_other_calls(options.worker.allowed_calls);
-  worker.run();
-  frame.write_report();
+  frame.run([&] { worker.run(); });
   return 0;
 }
 

@@ -345,6 +345,12 @@ void Supervisor::end_workers_after(std::int64_t delay_ns) {
   });
 }
 
+void Supervisor::spare_workers() {
+  for (const Slot& slot : slots_) {
+    if (slot.worker) slot.worker->child.spare();
+  }
+}
+
 std::string Supervisor::degraded() const {
   std::string text;
   for (std::size_t i = 0; i < slots_.size(); ++i) {

@@ -72,6 +72,9 @@ class Supervisor {
   /// call, workers of a server that takes another over wait for it.
   void look_again();
 
+  /// This process fails: its workers are not killed with this object, but see its end, and drain.
+  void spare_workers();
+
   [[nodiscard]] std::uint64_t deaths() const { return deaths_; }
   /// Those of them that were stuck and killed for it.
   [[nodiscard]] std::uint64_t stuck() const { return stuck_; }

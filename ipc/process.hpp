@@ -74,6 +74,8 @@ class ChildProcess {
   ChildExit wait();
   /// Lets it live on without this object, or it has been reaped elsewhere.
   void detach() noexcept;
+  /// Lets it live on when this object goes; the pidfd stays open until then.
+  void spare() noexcept { pid_ = 0; }
 
  private:
   ChildProcess(pid_t pid, OwnedFd pidfd) : pid_(pid), pidfd_(std::move(pidfd)) {}

@@ -341,6 +341,14 @@ def connect(address: Address) -> socket.socket:
     return sock
 
 
+def refuses(address: Address) -> bool:
+    try:
+        with connect(address) as sock:
+            return ended(sock) if readable(sock, 0.02) else False
+    except ConnectionError:
+        return True
+
+
 @contextlib.contextmanager
 def connections(address: Address, count: int) -> Iterator[list[socket.socket]]:
     with contextlib.ExitStack() as stack:

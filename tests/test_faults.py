@@ -344,12 +344,20 @@ class AcceptErrors(unittest.TestCase):
             with (
                 self.subTest(error=name),
                 self.start(shape, environment=lambda _: faults.UNDER_TRACE) as server,
+                # What accepts by completions once it has accepted is not told so by a call.
+                connections(server.address, 0 if "uring" in shape.name else 4) as held,
             ):
+                for sock in held:
+                    echo(sock)
                 with self.told(server, shape, f"error={name}"), contextlib.ExitStack() as stack:
                     while not server.has_ended():  # until each of those who accept has been told
                         with contextlib.suppress(ConnectionError):
                             stack.enter_context(support.connect(server.address))
                         self.assertLess(len(server.err_text()), 10_000)
+                # Who does not accept has not failed, and drains as when the acceptor is killed.
+                survive = shape.strategy == "fork" or (shape.pool and not shape.kernel_dispatches)
+                self.assertEqual([still_echoes(sock) for sock in held], [survive] * len(held))
+                close_all(held)
                 code, _, err = server.wait()
                 self.assertEqual(code, 1, err)
                 lines = err.splitlines()
@@ -357,6 +365,26 @@ class AcceptErrors(unittest.TestCase):
                 self.assertRegex(err, f"accept4 on listener [0-9]+: {os.strerror(getattr(errno, name))}")
                 if not shape.kernel_dispatches:
                     self.assertEqual(len(lines), 1, err)
+                books = support.json.loads(server.report_path.read_text())["books"]
+                self.assertTrue(books["balanced"], books)
+
+    def test_whom_no_process_can_be_made_for_sees_an_end(self) -> None:
+        for hurried in (False, True):
+            options = ("--strategy", "fork", "--drain-timeout", "600" if hurried else "0.3")
+            with (
+                self.subTest(hurried=hurried),
+                Server(*options, environment=lambda _: faults.UNDER_TRACE) as server,
+                traced_each([(server.pid, ("--inject=clone,clone3,fork:error=EAGAIN",))], server.folder),
+                connections(server.address, 4) as socks,
+            ):
+                wait_until(lambda server=server: server.report()["books"]["in_hand_off"] == 4, "they are accepted")
+                server.signal(signal.SIGTERM)
+                wait_until(lambda server=server: support.refuses(server.address), "it drains")
+                if hurried:
+                    server.signal(signal.SIGTERM)
+                books = server.finish(0).report["books"]
+                self.assertEqual(books["lost"], books["accepted"])
+                self.assertEqual(outcomes(socks), ([], 4))
 
     @for_each(lambda: [shape for shape in pools() if shape.kernel_dispatches])
     def test_a_worker_that_asks_not_to_be_restarted_is_not(self, shape: Shape) -> None:

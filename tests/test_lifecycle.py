@@ -45,14 +45,6 @@ from process_support import (  # noqa: E402
 )
 
 
-def refuses(address: support.Address) -> bool:
-    try:
-        with support.connect(address) as sock:
-            return ended(sock) if support.readable(sock, 0.02) else False
-    except ConnectionError:
-        return True
-
-
 class Drain(unittest.TestCase):
     """SIGTERM and SIGINT: stop accepting, finish, report, exit 0."""
 
@@ -90,7 +82,7 @@ class Drain(unittest.TestCase):
         echo(socks[-1])
 
     def go_on_in_a_drain(self, server: Server, socks: list[socket.socket]) -> None:
-        wait_until(lambda: refuses(server.address), "connects are refused")
+        wait_until(lambda: support.refuses(server.address), "connects are refused")
         for _ in range(3):
             for sock in socks:
                 echo(sock)
@@ -126,7 +118,7 @@ class Drain(unittest.TestCase):
             for sock in socks:
                 echo(sock)
             server.signal(signal.SIGTERM)
-            wait_until(lambda: refuses(server.address), "connects are refused")
+            wait_until(lambda: support.refuses(server.address), "connects are refused")
             self.end_at_once(server, socks, signal.SIGTERM)
 
     @for_each(all_shapes)
@@ -330,7 +322,7 @@ class AcceptorDeath(unittest.TestCase):
                     wait_until(lambda server=server: not server.group(), "all processes have ended", 15)
                     for sock in socks:
                         self.assertTrue(ended(sock))
-                    self.assertTrue(refuses(server.address))
+                    self.assertTrue(support.refuses(server.address))
 
     @for_each(lambda: [shape for shape in all_shapes() if shape.pool or shape.strategy == "fork"])
     def test_connections_are_served_meanwhile(self, shape: Shape) -> None:
@@ -340,7 +332,7 @@ class AcceptorDeath(unittest.TestCase):
             server.signal(signal.SIGKILL)
             self.assertTrue(server.has_ended(BOUND_S))
             # Nobody accepts any more, so nobody waits in a queue either.
-            wait_until(lambda: refuses(server.address), "connects are refused")
+            wait_until(lambda: support.refuses(server.address), "connects are refused")
             for sock in socks:
                 if shape.connections_stay:
                     self.assertTrue(ended(sock))
