@@ -148,10 +148,11 @@ nlohmann::json ProcessTotals::to_json() const {
 
 namespace {
 
-/// The fields of /proc/PID/stat from the third on; empty when the process has gone.
-std::string stat_fields(pid_t pid) {
-  std::ifstream stat(fmt::format("/proc/{}/stat", pid));
-  std::string text((std::istreambuf_iterator<char>(stat)), {});
+/// The fields of a /proc/PID/stat from the third on; empty when the process has gone.
+std::string stat_fields(int stat) {
+  std::string text(1024, '\0');
+  const ssize_t size = retry_eintr([&] { return ::pread(stat, text.data(), text.size(), 0); });
+  text.resize(static_cast<std::size_t>(std::max<ssize_t>(size, 0)));
   // The name, in parentheses, may hold anything; the fields are counted behind it (proc(5)).
   const auto behind_name = text.rfind(')');
   if (behind_name == std::string::npos || behind_name + 2 > text.size()) return {};
@@ -160,14 +161,20 @@ std::string stat_fields(pid_t pid) {
 
 }  // namespace
 
-char state_of(pid_t pid) {
-  const std::string fields = stat_fields(pid);
+OwnedFd open_stat(pid_t pid) {
+  const std::string path = fmt::format("/proc/{}/stat", pid);
+  return OwnedFd(
+      checked([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC); }, "open {}", path));
+}
+
+char state_of(int stat) {
+  const std::string fields = stat_fields(stat);
   return fields.empty() ? '?' : fields[0];
 }
 
-rusage usage_of(pid_t pid) {
+rusage usage_of(pid_t pid, int stat) {
   rusage usage{};
-  std::istringstream fields(stat_fields(pid));
+  std::istringstream fields(stat_fields(stat));
   std::string field;
   for (int number = 3; number <= 15 && fields >> field; ++number) {
     if (number < 14) continue;

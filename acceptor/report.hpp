@@ -61,11 +61,14 @@ struct ProcessTotals {
   [[nodiscard]] nlohmann::json to_json() const;
 };
 
-/// The letter for a process's state (proc(5), stat): R, S, D, T ...; ? when it has gone.
-[[nodiscard]] char state_of(pid_t pid);
+/// A process's /proc/PID/stat, for these two. Throws SystemError.
+[[nodiscard]] OwnedFd open_stat(pid_t pid);
+
+/// The letter for its state (proc(5), stat): R, S, D, T ...; ? when it has gone.
+[[nodiscard]] char state_of(int stat);
 
 /// What a live process has used up, from /proc (in clock ticks); its end gives it exactly.
-[[nodiscard]] rusage usage_of(pid_t pid);
+[[nodiscard]] rusage usage_of(pid_t pid, int stat);
 
 struct ServerReport {
   nlohmann::json options;

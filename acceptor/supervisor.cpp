@@ -103,7 +103,7 @@ void Supervisor::look_after_workers() {
   loop_.after(options_.worker_deadline_ns / looks_per_deadline, [this] {
     const bool one_is_stopped = std::any_of(slots_.begin(), slots_.end(), [](const Slot& slot) {
       return slot.worker && slot.looks_in_debt != 0 &&
-             is_stopped(state_of(slot.worker->child.pid()));
+             is_stopped(state_of(slot.worker->stat.get()));
     });
     const std::int64_t now = monotonic_ns();
     for (Slot& slot : slots_) {
@@ -125,7 +125,7 @@ void Supervisor::look_after_workers() {
 void Supervisor::look_after(Slot& slot, bool one_is_stopped) {
   const WorkerProcess& worker = *slot.worker;
   // Its state first: one that has worked meanwhile and sleeps again has progressed by the next line.
-  const char state = slot.looks_in_debt == 0 ? '?' : state_of(worker.child.pid());
+  const char state = slot.looks_in_debt == 0 ? '?' : state_of(worker.stat.get());
   const std::uint64_t progress = worker.counters().turns.get() + worker.counters().echoes.get();
   if (progress != slot.progress) {
     slot.progress = progress;
@@ -199,6 +199,7 @@ void Supervisor::spawn(std::size_t index) {
                                   std::move(theirs), acceptor);
       },
       keep, 0, facts.shared_table ? Table::shared : Table::own);
+  worker->stat = open_stat(worker->child.pid());
   withhold_from_later_children();  // its counters, and what its link shares
   link->leave_to_worker(std::move(theirs));
   worker->control = std::move(ours);
@@ -371,7 +372,8 @@ std::vector<ProcessTotals> Supervisor::totals() const {
     if (!slot.worker) continue;
     row.pid = slot.worker->child.pid();
     row.add(slot.worker->counters(), true);
-    if (slot.worker->ready) row.add(usage_of(row.pid), slot.worker->counters().at_ready);
+    if (!slot.worker->ready) continue;
+    row.add(usage_of(row.pid, slot.worker->stat.get()), slot.worker->counters().at_ready);
   }
   return rows;
 }

@@ -20,6 +20,7 @@ namespace c10k {
 struct WorkerProcess {
   std::size_t slot = 0;
   ChildProcess child;
+  OwnedFd stat;  ///< open_stat() of it: it is also looked at when no descriptor is left
   OwnedFd control;
   std::unique_ptr<ConnectionSink> sink;  ///< null when the kernel hands over
   std::unique_ptr<SharedArray<ProcessCounters>> shared;

@@ -104,14 +104,13 @@ def rss_bytes(pid: int) -> int:
 
 
 def open_files(pid: int) -> list[str]:
-    """What a process has open, numbers and inodes aside; nothing of one that has gone. Not what it is reading of a
-    process at this moment: an acceptor looks at workers that owe it a turn, which a busy machine draws out."""
+    """What a process has open, numbers, inodes and process ids aside; nothing of one that has gone."""
     found = []
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for name in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):  # no right to it is what one that ends meanwhile answers
-                found.append(re.sub(r":\[\d+\]", "", os.readlink(f"/proc/{pid}/fd/{name}")))
-    return sorted(name for name in found if not re.fullmatch(r"/proc/\d+/stat(us)?", name))
+                found.append(re.sub(r":\[\d+\]|(?<=^/proc/)\d+", "", os.readlink(f"/proc/{pid}/fd/{name}")))
+    return sorted(found)
 
 
 def descriptors_of(pid: int) -> int:

@@ -238,7 +238,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 class Shortage(unittest.TestCase):
     """Fault 7 at the control socket. It is the same for every way of handing over."""
 
-    POOL = ("--strategy", "pool", "--workers", "2", *LONG, *NO_DEADLINE)  # its looks open files
+    POOL = ("--strategy", "pool", "--workers", "2", *LONG)
 
     @contextlib.contextmanager
     def old_one_with_four(self, where: Place) -> Iterator[tuple[Server, list[socket.socket], list[str]]]:
@@ -248,6 +248,16 @@ class Shortage(unittest.TestCase):
                 echo(sock)
             wait_until(lambda: all_active(old, 4), "the workers have them")
             yield old, held, support.open_files(old.pid)
+
+    def test_of_the_acceptor_does_not_make_it_take_a_busy_worker_for_a_stuck_one(self) -> None:
+        # Two seconds of CPU: it has 4 s for them, and 0.4 s if it counted as asleep.
+        options = ("--workers", "1", "--service-time", "fixed:2000000", "--worker-deadline", "0.2")
+        with Server("--strategy", "pool", *options) as server, connections(server.address, 1) as socks:
+            wait_until(lambda: all_active(server, 1), "the worker has it")
+            with numbers_left(server.pid, 0):
+                echo(socks[0])
+            close_all(socks)
+            self.assertEqual(server.finish().report["stuck_workers"], 0)
 
     def test_of_the_old_one_makes_the_successor_wait(self) -> None:
         with place() as where, self.old_one_with_four(where) as (old, held, before):
