@@ -200,7 +200,7 @@ std::optional<ServerOptions> parse_server_options(int argc, char** argv) {
 
   // A descriptor for each connection, and some for the server's own use.
   const std::size_t limit = raise_descriptor_limit();
-  const std::size_t own = 16 + 6 * processes;
+  const std::size_t own = 16 + 7 * processes;
   if (limit < own + 1) {
     throw UsageError(
         fmt::format("RLIMIT_NOFILE is {}, and the server alone needs {}; raise it (ulimit -n)",

@@ -13,7 +13,10 @@ namespace c10k {
 /// Who owns each number of a descriptor table that several processes share (CLONE_FILES). Such a
 /// process's death closes nothing, so somebody must know what it had. Empty in every other process.
 struct DescriptorLedger {
-  std::span<std::atomic<std::uint32_t>> owners;  ///< by descriptor; 0: nobody, or not a worker
+  /// On a mark: its owner has asked for the close, and has not seen it done.
+  static constexpr std::uint32_t closing = 1U << 30;
+
+  std::span<std::atomic<std::uint32_t>> owners;  ///< by descriptor; 0: nobody
   std::uint32_t self = 0;
 
   void mark(int fd, std::uint32_t owner) const noexcept {
@@ -21,10 +24,15 @@ struct DescriptorLedger {
       owners[static_cast<std::size_t>(fd)].store(owner, std::memory_order_release);
   }
   /// After the close: when somebody else has got the number and marked it, the mark is theirs.
-  void unmark(int fd) const noexcept {
-    std::uint32_t mine = self;
+  void unmark(int fd) const noexcept { change(fd, self, 0); }
+  /// Where the close is under way while this process goes on, and may get the same number again.
+  void begin_close(int fd) const noexcept { change(fd, self, self | closing); }
+  void end_close(int fd) const noexcept { change(fd, self | closing, 0); }
+
+ private:
+  void change(int fd, std::uint32_t from, std::uint32_t to) const noexcept {
     if (static_cast<std::size_t>(fd) < owners.size())
-      owners[static_cast<std::size_t>(fd)].compare_exchange_strong(mine, 0);
+      owners[static_cast<std::size_t>(fd)].compare_exchange_strong(from, to);
   }
 };
 inline DescriptorLedger descriptor_ledger;

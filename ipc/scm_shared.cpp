@@ -68,7 +68,8 @@ MethodEntry scm_shared() {
       scm_facts("scm-shared", "SCM_RIGHTS over one SOCK_SEQPACKET pair that all workers pull from");
   facts.options = "batch=1..253 (1)";
   facts.syscalls = "acceptor 1/batch (sendmsg), worker 1/batch (recvmsg) and those woken in vain";
-  facts.isolation = "a worker can pull connections and drop them, at the cost of all others";
+  facts.isolation =
+      "a worker can pull connections and drop them, or end the channel of all by a shutdown";
   facts.after_death = "nothing: what it had not pulled is pulled by others";
   facts.shared_channel = true;
   return {facts, [](MethodOptions& options) -> std::unique_ptr<HandoffMethod> {

@@ -30,13 +30,18 @@ namespace {
 /// the worker's own mark, because the number may be one that the worker has just closed and is about
 /// to unmark.
 constexpr std::uint32_t given = 1U << 31;
+/// The acceptor marks what it opens as well: the number may be one that a worker has died closing.
+constexpr std::uint32_t acceptor = 1;
 
 using Owners = SharedArray<std::atomic<std::uint32_t>>;
 
 /// The owners of all numbers that the table can have, and who is who.
 class Ledger {
  public:
-  explicit Ledger(std::size_t numbers) : owners_(numbers) {}
+  explicit Ledger(std::size_t numbers) : owners_(numbers) { descriptor_ledger = as(acceptor); }
+  ~Ledger() { descriptor_ledger = {}; }
+  Ledger(const Ledger&) = delete;
+  Ledger& operator=(const Ledger&) = delete;
   [[nodiscard]] std::uint32_t next_owner() { return ++last_owner_; }
   [[nodiscard]] DescriptorLedger as(std::uint32_t owner) const { return {owners_.all(), owner}; }
 
@@ -44,7 +49,7 @@ class Ledger {
   void sweep(std::uint32_t owner) const {
     for (std::size_t fd = 0; fd < owners_.size(); ++fd) {
       std::uint32_t mark = owners_[fd].load(std::memory_order_acquire);
-      if ((mark & ~given) != owner) continue;
+      if ((mark & ~(given | DescriptorLedger::closing)) != owner) continue;
       ::close(static_cast<int>(fd));
       owners_[fd].compare_exchange_strong(mark, 0);  // unless the number is somebody's again
     }
@@ -52,7 +57,7 @@ class Ledger {
 
  private:
   Owners owners_;
-  std::uint32_t last_owner_ = 0;
+  std::uint32_t last_owner_ = acceptor;
 };
 
 class TableSink : public ConnectionSink {

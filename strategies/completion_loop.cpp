@@ -123,7 +123,11 @@ void CompletionLoop::close(OwnedFd fd) {
   io_uring_sqe* sqe = entry();
   ::io_uring_prep_close(sqe, fd.release());
   // Where processes share a table of descriptors, the ledger must learn when the number is free.
-  if (descriptor_ledger.self == 0) ::io_uring_sqe_set_flags(sqe, IOSQE_CQE_SKIP_SUCCESS);
+  if (descriptor_ledger.self == 0) {
+    ::io_uring_sqe_set_flags(sqe, IOSQE_CQE_SKIP_SUCCESS);
+  } else {
+    descriptor_ledger.begin_close(static_cast<int>(number));
+  }
   sqe->user_data = closing | number;
 }
 
@@ -185,7 +189,7 @@ void CompletionLoop::turn() {
 void CompletionLoop::dispatch(std::uint64_t key, int result, unsigned flags) {
   if (key == nobody) return;
   if ((key & closing) != 0) {
-    if (descriptor_ledger.self != 0) descriptor_ledger.unmark(static_cast<int>(key & ~closing));
+    if (descriptor_ledger.self != 0) descriptor_ledger.end_close(static_cast<int>(key & ~closing));
     return;
   }
   auto* completer = reinterpret_cast<Completer*>(key & ~operation_mask);

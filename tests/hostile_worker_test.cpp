@@ -389,5 +389,33 @@ TEST_P(HostileAcceptor, WhatIsNoTcpSocketIsTheEndOfItsWorker) {
   }
 }
 
+/// One that is killed between its close and the word of it in the ledger: the number may be the acceptor's by then.
+TEST(SharedTable, TheSweepAfterADeadWorkerLeavesTheAcceptorsOwn) {
+  const ConfiguredMethod configured = configure_handoff_method("shared-table");
+  const SharedArray<std::atomic<int>> closed(1);
+  LinkRequest request;
+  request.workers = 1;
+  const auto link = configured.method->open(request);
+  ChildProcess child = ChildProcess::fork(
+      [&]() -> int {
+        const auto source = link->worker_end();
+        const OwnedFd one = duplicate(STDERR_FILENO);
+        ::close(one.get());
+        closed[0] = one.get();
+        ::poll(nullptr, 0, static_cast<int>(2 * patience_ns / 1'000'000));
+        return 0;
+      },
+      {}, SIGKILL, Table::shared);
+  auto sink = link->acceptor_end(child.pidfd());
+  const std::int64_t until = monotonic_ns() + patience_ns;
+  while (closed[0] == 0 && monotonic_ns() < until) ::sched_yield();
+  const OwnedFd ours(::fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, closed[0].load()));
+  ASSERT_EQ(ours.get(), closed[0]) << "the number is free, and taken again";
+  child.signal(SIGKILL);
+  (void)child.wait();
+  sink.reset();
+  EXPECT_GE(::fcntl(ours.get(), F_GETFD), 0) << "the sweep has closed it";
+}
+
 }  // namespace
 }  // namespace c10k::testing
