@@ -69,6 +69,7 @@ class Kinds(unittest.TestCase):
              ("stop", "crr", 0.1, 2.0, 1000, ("scm-seqpacket",))],
             [("kill", "rr", 0.2, 1.2, 16, ("scm-seqpacket", "* retain")),
              ("acceptor", "rr", 0.6, 2.4, 16, ("scm-seqpacket",)),
+             ("acceptor", "crr", 0.2, 2.0, 16, ("scm-seqpacket",)),
              ("upgrade", "rr", 0.2, 3.0, 16, ("scm-seqpacket, retain",))])
         with ThreadPoolExecutor(len(loads)) as pool:
             cls.runs = list(pool.map(cls.run_loads, (Path(folder.name) / name for name in "abc"), loads))
@@ -119,6 +120,14 @@ class Kinds(unittest.TestCase):
             self.assertTrue(row.lost_per_event_interval[0] <= row.lost_per_event < row.lost_per_event_interval[1])
             self.assertEqual((row.descriptors_left, row.processes_left), (0, 0))
             self.assertEqual(row.worker_deaths, 0, "these deaths are no faults")
+
+    def test_each_begins_a_while_after_the_one_before_is_over(self) -> None:
+        for cell in self.cells:
+            found = cell["faults"] or {"events": []}
+            for earlier, later in zip(found["events"], found["events"][1:]):
+                pause = later["at_s"] - earlier["at_s"] - earlier["whole_s"]
+                self.assertGreaterEqual(pause, 0.5 * found["every_s"] - 0.001, (cell["workload"], found["events"]))
+        self.assertGreaterEqual(len(self.cell_of("acceptor-crr")["faults"]["events"]), 2)
 
     def test_who_keeps_a_connection_loses_it_with_its_worker_unless_it_is_retained(self) -> None:
         plain, retained = (self.found["kill-rr", f"scm-seqpacket{more}"] for more in ("", ", retain"))

@@ -209,7 +209,7 @@ class Injector:
             if self._struck is not None:
                 # Counted from here, so that a fault never meets what the one before has yet to be repaired for.
                 if self._look(now):
-                    due = now + self._pause()
+                    due = time.monotonic() + self._pause()  # a look waits for a server that starts
             elif now > began + self._last_s or len(self._events) >= self._most:
                 due = deadline
             elif now >= due and not self._strike(now, began):
