@@ -110,7 +110,8 @@ std::vector<Received> Dispatcher::rescue(std::size_t slot) {
     const bool untouched = progress.read == 0 && progress.written == 0;
     const bool whole =
         untouched || (retain_ == Retain::between_requests && progress.read == progress.written);
-    if (progress.open_for_writing && whole && !abandoning_ && !has_outlived_too_many(copy)) rescued.push_back(std::move(copy));
+    if (progress.open_for_writing && whole && !abandoning_ && !has_outlived_too_many(copy))
+      rescued.push_back(std::move(copy));
   }
   counts_.rescued[slot] += rescued.size();
   return rescued;

@@ -135,12 +135,8 @@ class ForkServer : public EventHandler {
                             .retire = [this](bool) { retire(); },
                             .look_again = [] {}});
     if (options_.user) forbid_other_calls(options_.worker.allowed_calls);
-    try {
-      frame_.run([this] { loop_.run(); });
-    } catch (...) {
-      children_.clear();  // they see the end of this process, and drain
-      throw;
-    }
+    frame_.run([this] { loop_.run(); },
+               [this] { children_.clear(); });  // they see the end of this process, and drain
     return 0;
   }
 

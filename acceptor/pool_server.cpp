@@ -75,12 +75,7 @@ class PoolServer : public EventHandler {
       if (std::exchange(passed_, false)) dispatcher_.flush();
       dispatcher_.collect();
     });
-    try {
-      frame_.run([this] { loop_.run(); });
-    } catch (...) {
-      if (frame_.upgrade() != nullptr) supervisor_.spare_workers();
-      throw;
-    }
+    frame_.run([this] { loop_.run(); }, [this] { supervisor_.spare_workers(); });
     if (!supervisor_.failure().empty()) throw std::runtime_error(supervisor_.failure());
     return 0;
   }

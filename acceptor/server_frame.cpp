@@ -107,11 +107,14 @@ ServerReport ServerFrame::full_report() const {
   return report;
 }
 
-void ServerFrame::run(const std::function<void()>& run) {
+void ServerFrame::run(const std::function<void()>& run, const std::function<void()>& failed) {
   try {
     run();
   } catch (...) {
-    if (upgrade_) try_write_report();  // else it has not been announced
+    if (upgrade_) {  // else it has not been announced
+      try_write_report();
+      failed();
+    }
     throw;
   }
   if (upgrade_) write_report();

@@ -79,8 +79,9 @@ class ServerFrame {
   [[nodiscard]] bool drains_already() {
     return upgrade_ && upgrade_->retired() && !std::exchange(told_to_end_, true);
   }
-  /// Turns the loop to its end (`run`), and writes the report: also of a server that fails then.
-  void run(const std::function<void()>& run);
+  /// Turns the loop to its end (`run`), and writes the report. Of a server that fails then as well, which is
+  /// told so (`failed`) before the exception passes through.
+  void run(const std::function<void()>& run, const std::function<void()>& failed);
   /// Writes the report with what all strategies know filled in; what fails is said on stderr.
   void try_write_report();
 

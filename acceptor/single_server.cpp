@@ -49,7 +49,7 @@ int run_single_server(ServerOptions& options) {
                  {.report = report, .retire = retire, .look_again = [&] { worker.look_again(); }});
   // Everything is open by now, and not one byte of a client has been read.
   if (options.user) forbid_other_calls(options.worker.allowed_calls);
-  frame.run([&] { worker.run(); });
+  frame.run([&] { worker.run(); }, [] {});
   return 0;
 }
 

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "experiments"))
 
 from matrix.process import start_guard  # noqa: E402
+from proc_support import cpu_ticks, descriptors_of, open_files, rss_bytes, stat_of, state_of  # noqa: E402, F401
 
 BIN_DIR = Path(os.environ.get("C10K_BIN_DIR", ROOT / "build" / "release"))
 SERVER = str(BIN_DIR / "c10k-server")
@@ -76,45 +77,6 @@ def as_user(user: int) -> tuple[str, ...]:
 
 # A test that is asked to end still cleans up.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-
-
-def stat_of(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the third (the state) on; none when the process is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-
-
-def state_of(pid: int) -> str:
-    return (stat_of(pid) or [""])[0]
-
-
-def cpu_ticks(pid: int) -> int:
-    fields = stat_of(pid)
-    return int(fields[11]) + int(fields[12]) if fields else 0
-
-
-def rss_bytes(pid: int) -> int:
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
-def open_files(pid: int) -> list[str]:
-    """What a process has open, numbers, inodes and process ids aside; nothing of one that has gone."""
-    found = []
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(OSError):  # no right to it is what one that ends meanwhile answers
-                found.append(re.sub(r":\[\d+\]|(?<=^/proc/)\d+", "", os.readlink(f"/proc/{pid}/fd/{name}")))
-    return sorted(found)
-
-
-def descriptors_of(pid: int) -> int:
-    return len(open_files(pid))
 
 
 def stop_process(pid: int) -> None:

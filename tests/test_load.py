@@ -129,9 +129,8 @@ class Rates(unittest.TestCase):
     def test_a_stall_shows_in_the_latency_and_not_in_the_service_time(self) -> None:
         with contextlib.ExitStack() as stack:
             runs = []
-            engines = allowed("engine")
-            servers = [stack.enter_context(Server("--strategy", "epoll")) for _ in engines]
-            for engine, server in zip(engines, servers):
+            servers = [(engine, stack.enter_context(Server("--strategy", "epoll"))) for engine in allowed("engine")]
+            for engine, server in servers:
                 command = [CLIENT, "--target", server.target, "--engine", engine, "--workload", "rr", "--json", "-"]
                 # Of 2,500 requests two are under way when the server stops, and a hundred are due.
                 command += ["--connections", "2", "--rate", "500", "--duration", "5"]

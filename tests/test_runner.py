@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from matrix_support import BOUND_S, ROOT, Case  # noqa: E402
 from matrix import pins, spec, store  # noqa: E402
 from matrix.process import Child, Waiter
+from proc_support import left_by_one_that_is_killed  # noqa: E402
 from process_support import BIN_DIR  # noqa: E402
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -277,13 +278,7 @@ with Waiter() as waiter, Child(["/bin/sh", "-c", "sleep 600 & echo listening"], 
     print(left, flush=True)
     time.sleep(600)
 """
-        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as runner:
-            try:
-                assert runner.stdout
-                left = int(runner.stdout.readline())
-                self.assertIn(b"sleep", Path(f"/proc/{left}/cmdline").read_bytes())
-            finally:
-                runner.kill()
+        left_by_one_that_is_killed(script, b"sleep")
         self.reap_all()
 
 

@@ -13,7 +13,6 @@ import shutil
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import tempfile
 import unittest
@@ -23,6 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import process_support as support  # noqa: E402
+from proc_support import left_by_one_that_is_killed  # noqa: E402
 from process_support import (  # noqa: E402
     SERVER,
     Program,
@@ -54,10 +54,10 @@ from upgrade_support import (  # noqa: E402
     begin_load,
     end,
     end_load,
-    successor_of,
     place,
     said,
     sighup,
+    successor_of,
 )
 
 
@@ -277,14 +277,7 @@ with upgrades.place() as where, support.Server(**where.generations()) as server:
 """
         with tempfile.TemporaryDirectory(prefix="c10k-test-") as folder:
             environment = {**os.environ, "TMPDIR": folder, "PYTHONPATH": str(Path(__file__).parent)}
-            with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True,
-                                  env=environment) as killed:  # fmt: skip
-                try:
-                    assert killed.stdout
-                    successor = int(killed.stdout.readline())
-                    self.assertIn(b"c10k-server", Path(f"/proc/{successor}/cmdline").read_bytes())
-                finally:
-                    killed.kill()
+            successor = left_by_one_that_is_killed(script, b"c10k-server", environment)
             wait_until(lambda: support.state_of(successor) in ("", "Z"), "the successor ends")
 
     def test_a_new_binary_at_the_same_path(self) -> None:

@@ -79,7 +79,8 @@ std::size_t Worker::room_under_limit_of_all() {
 void Worker::take_batch() {
   const std::size_t room_of_own = room_under_cap();
   if (room_of_own == 0) return leave_to_others();
-  const std::size_t room_now = accepts_ ? std::min(room_of_own, room_under_limit_of_all()) : batch_.size();
+  const std::size_t room_now =
+      accepts_ ? std::min(room_of_own, room_under_limit_of_all()) : batch_.size();
   // At --max-connections the rest stays in the kernel's queue, as HAProxy's maxconn does it.
   if (room_now == 0) return pause();
   counters_.receive_steps.add();
@@ -171,8 +172,8 @@ void Worker::count_closed() {
 void Worker::drain() {
   if (draining_) return;
   // What has completed its handshake would be reset when the listener closes: take it now. (What is
-  // in a hand-off channel has been waited for by the acceptor, or taken as it died. As long as this worker is to wait, a queue
-  // that is not its own is another server's.)
+  // in a hand-off channel has been waited for by the acceptor, or taken as it died. As long as this
+  // worker is to wait, a queue that is not its own is another server's.)
   if (accepts_ && taking_ && (!waits_to_accept_ || source_->owns_queue())) {
     const std::uint64_t last = counters_.accepted.get() + accept_queue(source_->fd()).length;
     std::uint64_t before = 0;
@@ -193,11 +194,11 @@ void Worker::take_no_more() {
 void Worker::acceptor_ended() {
   if (source_) source_->acceptor_ended();
   // What waits in the channel has no other owner any more.
-  std::uint64_t before = 0;
-  do {
-    before = counters_.consumed.get();
-    if (!accepts_ && taking_) take_batch();
-  } while (counters_.consumed.get() != before);
+  while (!accepts_ && taking_) {
+    const std::uint64_t before = counters_.consumed.get();
+    take_batch();
+    if (counters_.consumed.get() == before) break;
+  }
   drain();
 }
 
